@@ -160,6 +160,8 @@ class RestorePoint(Model):
     data_time: datetime
     consistency: Literal["quiesced", "crash-consistent", "powered-off"]
     snapshot: str
+    #: plan.tree_fingerprint of the source at that time
+    tree: str = ""
     host_build: str = ""
     config: VmConfig
     #: base64, where it could be read
@@ -192,8 +194,10 @@ class Cursor(Model):
     vcenter: str
     vm: str
     disks: str
-    #: digest of the disks' contentIds at the commit, "" while applying
+    #: digest of the disks' contentIds that our own writing left or began with; "" while we change them
     content: str = ""
+    #: why nothing may be concluded from `base` and `targets`: only a compare of every block may end this
+    compare: str = ""
     data_time: datetime | None = None
 
 
