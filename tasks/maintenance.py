@@ -11,7 +11,7 @@ from workers import reaper
 
 @app.task(name="understudy.reap", ignore_result=True)
 def reap() -> None:
-    """Runs whose worker or message vanished get a new message; failed backups are cleaned up by a worker of their site."""
+    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up."""
     found = reaper.reap(here())
     send(found.lost)
     for run in found.unclean:

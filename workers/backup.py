@@ -83,7 +83,7 @@ def _backup(live: Live) -> RunReport:
 
 @contextmanager
 def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator[None]:
-    """After an error that ends the run, remove its snapshot and give up its packs; the first error stays the one raised."""
+    """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
     except (OutOfTime, Transient, FencedOut, SnapshotLost):
