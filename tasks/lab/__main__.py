@@ -34,9 +34,8 @@ def _tell(state: LabState) -> None:
     print(f"configuration   {state.config}")
     print(f"flower          {state.flower}")
     for vcenter in state.vcenters.values():
-        print(
-            f"vCenter {vcenter.site:7} https://{vcenter.address}  (user {vcenter.user}, password in {vcenter.password_file})"
-        )
+        print(f"vCenter {vcenter.site:7} https://{vcenter.address}  user {vcenter.user}")
+        print(f"                password in {vcenter.password_file}")
     print(f"datastores      {state.datastores}")
     for service in state.services:
         print(f"{service.name:15} {'not running' if service.pid is None else f'pid {service.pid}'}  {service.log}")

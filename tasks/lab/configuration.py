@@ -29,6 +29,8 @@ VCENTERS = (
     Vcenter("prod", "Production", ("prod-ds1", "prod-ds2"), ("VM Network", "Backend")),
     Vcenter("dr", "Recovery", ("dr-ds1", "dr-ds2"), ("DR Network", "Isolated")),
 )
+#: in a folder's top: it is a lab
+LAB_FILE = "lab.json"
 USER = "understudy@vsphere.local"
 
 
@@ -45,17 +47,19 @@ class LabFile(Model):
 def read(folder: Path) -> LabFile | None:
     """The lab in `folder`; None when there is none. Raises `BadInput` when something else is there."""
     try:
-        return LabFile.model_validate_json((folder / "lab.json").read_bytes())
+        return LabFile.model_validate_json((folder / LAB_FILE).read_bytes())
     except FileNotFoundError:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BadInput(f"{folder} is not a lab (it has no lab.json) and not empty; choose another folder") from None
+            raise BadInput(
+                f"{folder} is not a lab (it has no {LAB_FILE}) and not empty; choose another folder"
+            ) from None
         return None
     except ValidationError as err:
-        raise LabError(f"{folder / 'lab.json'} is damaged; erase the lab (down --erase) and start anew") from err
+        raise LabError(f"{folder / LAB_FILE} is damaged; erase the lab (down --erase) and start anew") from err
 
 
 def write(folder: Path, lab: LabFile) -> None:
-    _write(folder / "lab.json", lab.model_dump_json(indent=2) + "\n")
+    _write(folder / LAB_FILE, lab.model_dump_json(indent=2) + "\n")
 
 
 def free_port() -> int:
@@ -102,7 +106,7 @@ set-proc-title no
 
 
 def write_understudy(folder: Path, ports: dict[str, int], extra: str | None) -> Path:
-    """understudy.toml of the lab. `extra` is TOML appended to it, and kept for later starts; None keeps what there is."""
+    """understudy.toml of the lab. `extra` is TOML appended to it, kept for later starts; None leaves what there is."""
     kept = folder / "extra.toml"
     if extra is not None:
         _write(kept, extra)

@@ -1,4 +1,4 @@
-"""The lab's datastores: a file system with reflinks in one sparse file where the machine allows it, else a plain folder.
+"""The lab's datastores: a file system with reflinks in one sparse file where the machine allows it, else a folder.
 
 With reflinks a simulated vCenter freezes a disk for a snapshot by sharing its blocks, in milliseconds for any size.
 """

@@ -104,7 +104,7 @@ def down(folder: Path, *, erase: bool = False) -> None:
     No lab there is fine. Goes on after a failure, and raises `LabError` with all of them at the end.
     """
     folder = folder.resolve()
-    if not folder.exists() or configuration.read(folder) is None:
+    if not (folder / configuration.LAB_FILE).exists():
         return
     problems: list[str] = []
     with _locked(folder):

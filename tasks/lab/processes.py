@@ -1,7 +1,7 @@
 """The lab's child processes: started in sessions of their own, known by pid and start time, ended without remains.
 
 A process belongs to a lab when its environment says so (`MARK`), which children inherit: so what a killed worker leaves
-behind is found too, and a recycled pid never is. A record (`run/<service>.json`) tells which of them is the service itself.
+behind is found too, and a recycled pid never is. A record (`run/<service>.json`) tells which of them is the service.
 """
 
 from __future__ import annotations

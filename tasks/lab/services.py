@@ -132,7 +132,7 @@ def _worker(name: str, folder: Path, *arguments: str) -> Service:
 
 def _python(name: str, folder: Path, *arguments: str, ready: Ready) -> Service:
     config = folder / "understudy.toml"
-    # -P: a stray tasks.py in the current folder must not win. PYTHONPATH: the code that started the lab, installed or not.
+    # -P: a stray tasks.py in the current folder must not win. PYTHONPATH: this very code, installed or not.
     argv = (sys.executable, "-P", "-m", "tasks.cli", "--config", str(config), *arguments)
     env = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     return Service(name, argv, ready, depends=config.read_text() + _code(), env=env)
