@@ -12,7 +12,11 @@ from workers.run import Here
 from workers.settings import RecoveryTarget, Settings, VmOverride
 from workers.store import Store
 from workers.vsphere import inventory, replica
+from workers.vsphere.building import disk_map
 from workers.vsphere.session import Session, connect
+
+#: the extraConfig key that holds what the disks hold
+CURSOR = "understudy.cursor"
 
 
 class Replica:
@@ -71,7 +75,7 @@ class Replica:
 
     @staticmethod
     def _read_cursor(state: VmState | None) -> Cursor | None:
-        text = state.notes.get(replica.CURSOR) if state is not None else None
+        text = state.notes.get(CURSOR) if state is not None else None
         if not text:
             return None
         assert state is not None
@@ -98,15 +102,15 @@ class Replica:
 
     def _disks(self) -> dict[str, Disk]:
         """Source disk id -> the replica's disk that carries it."""
-        return replica.disks_by_source(self.state) if self.state is not None else {}
+        return disk_map(self.state) if self.state is not None else {}
 
     def _extents(self, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
         """What each disk needs: the difference between the goal and every state that its blocks may be in."""
         assert self.goal is not None
         known = {p.id: {d.disk.id: d for d in p.disks} for p in self.points}
         fresh = {c.disk for c in changes if c.kind == "add disk"}
-        if self.state is not None:
-            fresh |= replica.fresh_disks(self.state)
+        if self.cursor is not None:
+            fresh |= set(self.cursor.fresh)
         result = {}
         for part in plan.protected(self.goal, self.override.excluded_disks):
             if self.decision.mode == "compare":

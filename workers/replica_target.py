@@ -17,7 +17,7 @@ from workers.errors import FencedOut, Refused, Touched
 from workers.extents import Extents
 from workers.models import Cursor, Disk, HardwareChange, Pair, RunReport, Slice, SyncPoint
 from workers.point import Reader
-from workers.replica import Replica
+from workers.replica import CURSOR, Replica
 from workers.run import Live
 from workers.settings import seconds
 from workers.transfer import copy
@@ -91,6 +91,9 @@ class ReplicaTarget(Replica):
         spec = replica.ReplicaSpec(
             name=self.pair.replica_name,
             instance_uuid=uuid,
+            mark=f"{self.here.catalogue.realm}/{self.pair.id}",
+            bios_uuid=self.goal.vm.bios_uuid,
+            annotation=f"Replica of {self.pair.vm}, kept by Understudy. Leave it off; see `understudy status {self.pair.vm}`",
             config=self.goal.config,
             datastore=self.override.datastore or self.recovery.datastore,
             compute=self.recovery.compute,
@@ -99,13 +102,13 @@ class ReplicaTarget(Replica):
             networks={**self.recovery.networks, **self.override.networks},
             provisioning=self.recovery.provisioning,
             excluded_disks=self.override.excluded_disks,
-            notes={replica.CURSOR: cursor.model_dump_json()},
+            notes={CURSOR: cursor.model_dump_json(exclude_defaults=True)},
         )
         faults.at("create.before")
-        moref, notes = replica.create(self.session, spec)
+        built = replica.create(self.session, spec, wait=self._patience())
         faults.at("create.after")
-        self.live.note(*notes)
-        self._reread(moref)
+        self.live.note(*built.notes)
+        self._reread(built.moref)
         assert self.state is not None
         self.cursor = cursor
         self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
@@ -124,7 +127,13 @@ class ReplicaTarget(Replica):
         targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
         self._write(
             self._cursor(
-                state="applying", base=old.base, targets=targets, content=old.content, disks=old.disks, compare=compare
+                state="applying",
+                base=old.base,
+                targets=targets,
+                content=old.content,
+                disks=old.disks,
+                fresh=old.fresh,
+                compare=compare,
             )
         )
         faults.at("cursor.applying")
@@ -135,7 +144,7 @@ class ReplicaTarget(Replica):
         self._reread()
         for node in self.state.snapshots:
             faults.at("unseal.before")
-            snapshots.remove(self.session, self.state.identity.moref, node.moref)
+            snapshots.remove(self.session, self.state.identity.moref, node.moref, wait=self._patience())
             faults.at("unseal.after")
         self._reread()
         standing = [d for d in self.state.config.disks if d.parent is not None]
@@ -155,13 +164,20 @@ class ReplicaTarget(Replica):
         current = replica.content_evidence(self.state)
         if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
             return  # an earlier message of this run came this far
-        if self.cursor.content:
-            self._write(self.cursor.model_copy(update={"content": "", "nonce": _nonce()}))
+        added = tuple(c.disk for c in changes if c.kind == "add disk" and c.disk not in self.cursor.fresh)
+        if self.cursor.content or added:
+            fresh = (*self.cursor.fresh, *added)
+            self._write(self.cursor.model_copy(update={"content": "", "fresh": fresh, "nonce": _nonce()}))
         faults.at("own.before")
         if changes:
-            wanted = {d.disk.id: d.disk for d in self.goal.disks}
             replica.change_hardware(
-                self.session, self.state, changes, wanted, self.goal.config, provisioning=self.recovery.provisioning
+                self.session,
+                self.state.identity.moref,
+                changes,
+                self.goal.config,
+                self.state.change_version,
+                provisioning=self.recovery.provisioning,
+                wait=self._patience(),
             )
             self._reread()
             faults.at("hardware.after")
@@ -173,7 +189,7 @@ class ReplicaTarget(Replica):
             self.cursor.model_copy(
                 update={
                     "content": replica.content_evidence(self.state),
-                    "disks": replica.binding(self.state),
+                    "disks": replica.disk_binding(self.state),
                     "nonce": _nonce(),
                 }
             )
@@ -237,7 +253,7 @@ class ReplicaTarget(Replica):
                 disks=self.cursor.disks,
                 data_time=self.goal.data_time,
             )
-            self._write(committed, clear_fresh=True)
+            self._write(committed)
             faults.at("commit.after")
         return self.conclude()
 
@@ -267,7 +283,7 @@ class ReplicaTarget(Replica):
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         faults.at("catalogue.before")
         point = self.here.catalogue.commit_sync(
-            self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), report
+            self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read
         )
         faults.at("catalogue.after")
         self._unpin_others(point.point)
@@ -286,6 +302,7 @@ class ReplicaTarget(Replica):
             name,
             f"Integrity snapshot of {self.pair.vm}: nobody but Understudy changed the disks while it stands alone",
             quiesce=False,
+            wait=self._patience(),
         )
         faults.at("seal.after")
 
@@ -299,6 +316,7 @@ class ReplicaTarget(Replica):
         targets: tuple[str, ...],
         content: str,
         disks: str,
+        fresh: tuple[str, ...] = (),
         compare: str = "",
         vm: str | None = None,
         data_time: datetime | None = None,
@@ -321,11 +339,12 @@ class ReplicaTarget(Replica):
             vm=vm,
             disks=disks,
             content=content,
+            fresh=fresh,
             compare=compare,
             data_time=data_time or (self.cursor.data_time if self.cursor else None),
         )
 
-    def _write(self, cursor: Cursor, *, clear_fresh: bool = False) -> None:
+    def _write(self, cursor: Cursor) -> None:
         """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
         assert self.state is not None
         self.live.check()
@@ -336,7 +355,12 @@ class ReplicaTarget(Replica):
                 "a newer run owns the replica"
             )
         replica.write_cursor(
-            self.session, self.state, cursor.model_dump_json(), nonce=cursor.nonce, clear_fresh=clear_fresh
+            self.session,
+            self.state.identity.moref,
+            CURSOR,
+            cursor.model_dump_json(exclude_defaults=True),
+            self.state.change_version,
+            wait=self._patience(),
         )
         self.cursor = cursor
         self._reread()
@@ -360,6 +384,10 @@ class ReplicaTarget(Replica):
 
     def _path(self, disk: Disk) -> Path:
         return datastore_file(self.site.datastores, disk.file)
+
+    def _patience(self) -> float:
+        """How long one vCenter task is waited for before the run comes back later."""
+        return float(seconds(self.here.settings.tuning.vcenter_wait))
 
     def _wait(self) -> float:
         return float(seconds(self.here.settings.tuning.lock_wait))
