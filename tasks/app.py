@@ -13,10 +13,10 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_process_init
 from kombu import Queue
-from workers.catalogue import Catalogue
 
 import beat_schedule
 from workers import settings
+from workers.catalogue import Catalogue
 from workers.run import Here
 from workers.settings import Settings, seconds
 

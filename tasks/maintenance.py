@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from workers.store import Store
-
 from tasks.app import app, data_queue, here
 from tasks.dispatch import send
 from workers import reaper
+from workers.store import Store
 
 
 @app.task(name="understudy.reap", ignore_result=True)

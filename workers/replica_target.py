@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
-from workers.errors import FencedOut, Refused, Touched
+from workers.errors import FencedOut, Refused, Touched, Transient
 from workers.extents import Extents
 from workers.models import Cursor, Disk, HardwareChange, Pair, RunReport, Slice, SyncPoint
 from workers.point import Reader
@@ -68,6 +68,9 @@ class ReplicaTarget(Replica):
             self._build()
         else:
             self._begin()
+        assert self.state is not None
+        if self.pair.replica != self.state.identity.instance_uuid:
+            self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
         with self._locked():
             self._unseal()
             self._own(changes)
@@ -93,7 +96,7 @@ class ReplicaTarget(Replica):
             instance_uuid=uuid,
             mark=f"{self.here.catalogue.realm}/{self.pair.id}",
             bios_uuid=self.goal.vm.bios_uuid,
-            annotation=f"Replica of {self.pair.vm}, kept by Understudy. Leave it off; see `understudy status {self.pair.vm}`",
+            annotation=f"Replica of {self.pair.vm}, kept by Understudy. Leave it off: `understudy status {self.pair.vm}`",
             config=self.goal.config,
             datastore=self.override.datastore or self.recovery.datastore,
             compute=self.recovery.compute,
@@ -110,8 +113,9 @@ class ReplicaTarget(Replica):
         self.live.note(*built.notes)
         self._reread(built.moref)
         assert self.state is not None
-        self.cursor = cursor
-        self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
+        self.cursor = self._read_cursor(self.state)
+        if self.cursor != cursor:
+            raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
         self._write_nvram()
 
     def _begin(self) -> None:
@@ -142,7 +146,8 @@ class ReplicaTarget(Replica):
         """Remove our seal; a file writer needs disks on which nothing stands."""
         assert self.state is not None
         self._reread()
-        for node in self.state.snapshots:
+        ours = plan.seal_name(self.here.catalogue.realm, self.pair.id, "")
+        for node in (s for s in self.state.snapshots if s.name.startswith(ours)):
             faults.at("unseal.before")
             snapshots.remove(self.session, self.state.identity.moref, node.moref, wait=self._patience())
             faults.at("unseal.after")
@@ -354,6 +359,8 @@ class ReplicaTarget(Replica):
                 f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "
                 "a newer run owns the replica"
             )
+        if before is not None and self.cursor is not None and before.nonce != self.cursor.nonce:
+            raise FencedOut(f"the cursor of {self.pair.replica_name} was written by another execution of this run")
         replica.write_cursor(
             self.session,
             self.state.identity.moref,
@@ -408,9 +415,11 @@ class ReplicaTarget(Replica):
         assert self.goal is not None and self.state is not None
         if self.goal.nvram is None:
             return
-        folder, _, vmx = self.state.vmx.rpartition("/")
-        path = datastore_file(self.site.datastores, f"{folder}/{vmx.removesuffix('.vmx')}.nvram")
-        path.write_bytes(base64.b64decode(self.goal.nvram))
+        file = inventory.nvram_path(self.session, self.state.identity.moref)
+        if file is None:
+            self._note("the NVRAM was not written: vCenter names no file for it yet")
+            return
+        datastore_file(self.site.datastores, file).write_bytes(base64.b64decode(self.goal.nvram))
 
     def _sync_point(self, cursor: Cursor) -> SyncPoint:
         assert cursor.base is not None and self.state is not None

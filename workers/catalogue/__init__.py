@@ -107,10 +107,15 @@ class Catalogue(Database):
     lost_runs = _runs.lost_runs
     mark_sent = _runs.mark_sent
     used_slot = _runs.used_slot
+    used_slots = _runs.used_slots
+    unclean_runs = _runs.unclean_runs
+    cleaned = _runs.cleaned
 
     claim = _leases.claim
     renew = _leases.renew
     yield_run = _leases.yield_run
+    check_claim = _leases.check_claim
+    refence = _leases.refence
     remember = _leases.remember
     note = _leases.note
     finish = _leases.finish
@@ -125,6 +130,8 @@ class Catalogue(Database):
     drop_slices = _slices.drop_slices
 
     commit_sync = _sync_points.commit_sync
+    adopt_sync_point = _sync_points.adopt_sync_point
+    latest_sync_points = _sync_points.latest_sync_points
     sync_point = _sync_points.sync_point
     sync_points = _sync_points.sync_points
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workers.catalogue import failures, runs, schema
+from workers.catalogue import failures, fences, runs, schema
 from workers.catalogue.database import Database, now
 from workers.errors import Conflict, FencedOut
 from workers.models import Failure, Run, RunState
@@ -79,6 +79,29 @@ def yield_run(
             sent=now(conn),
         )
         return True
+
+
+def check_claim(db: Database, run_id: str, owner: str, fence: int) -> None:
+    """Raises `FencedOut` unless the run is this owner's and its fence is the target's. To be asked under the lock of
+    what is written next: then no newer run can have written there, and none can until the lock is released.
+    """
+    with db.read() as conn:
+        run = runs.get(conn, run_id)
+        _demand(run, owner)
+        fences.demand(conn, run.target, fence)
+
+
+def refence(db: Database, run_id: str, owner: str, at_least: int) -> Run:
+    """Give the run, and so its target, a fence above `at_least`, which the target has seen from an older catalogue."""
+    with db.write() as conn:
+        target = runs.get(conn, run_id).target
+        known = fences.lock(conn, target)
+        run = held(conn, run_id, owner)
+        if run.fence != known:
+            raise FencedOut(f"the run {run_id} carries fence {run.fence} of {target}, the present one is {known}")
+        fences.put(conn, target, 1 + max(known, at_least))
+        _set(conn, run_id, fence=1 + max(known, at_least))
+        return runs.get(conn, run_id)
 
 
 def remember(db: Database, run_id: str, owner: str, **memory: str | None) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ def request_run(
     slot: str | None = None,
     pair: str | None = None,
     at_least: int = 0,
+    memory: Mapping[str, str] | None = None,
 ) -> tuple[Run, bool]:
     """The live run of the target, or else the run that used the slot, or else a new one: (run, was it made now?).
 
@@ -55,7 +56,7 @@ def request_run(
             state=RunState.QUEUED,
             fence=fence,
             attempts=0,
-            memory={} if pair is None else {"pair": pair},
+            memory={**(memory or {}), **({} if pair is None else {"pair": pair})},
             created=moment,
         )
         conn.execute(sa.insert(schema.runs).values(**run.model_dump(), sent=moment))
@@ -137,6 +138,31 @@ def used_slot(db: Database, target: str, kind: RunKind) -> str | None:
     with db.read() as conn:
         latest: str | None = conn.execute(sa.select(sa.func.max(R.slot)).where(scheduled)).scalar_one()
         return latest
+
+
+def used_slots(db: Database, kind: RunKind) -> dict[str, str]:
+    """`used_slot` of every target that had one, for a tick over thousands of VMs."""
+    query = sa.select(R.target, sa.func.max(R.slot)).where((R.kind == kind) & (R.trigger == Trigger.SCHEDULE))
+    with db.read() as conn:
+        return {target: slot for target, slot in conn.execute(query.group_by(R.target)) if slot is not None}
+
+
+#: what a failed backup run leaves behind until a worker of its site has removed it
+LEFT_BEHIND = "snapshot"
+
+
+def unclean_runs(db: Database, limit: int = 100) -> list[Run]:
+    """Failed runs that left something behind, the oldest first."""
+    left = sa.cast(R.memory, sa.Text).like(f'%"{LEFT_BEHIND}"%')
+    return _list(db, _select().where((R.state == RunState.FAILED) & left).order_by(R.number).limit(limit))
+
+
+def cleaned(db: Database, run_id: str) -> None:
+    """What the ended run left behind has been removed."""
+    with db.write() as conn:
+        run = get(conn, run_id, lock=True)
+        memory = {key: value for key, value in run.memory.items() if key != LEFT_BEHIND}
+        conn.execute(sa.update(schema.runs).where(R.id == run_id).values(memory=memory))
 
 
 def get(conn: sa.Connection, run_id: str, *, lock: bool = False) -> Run:

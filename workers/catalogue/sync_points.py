@@ -43,6 +43,21 @@ def commit_sync(db: Database, run_id: str, owner: str, sync_point: SyncPoint, *,
         return committed
 
 
+def adopt_sync_point(db: Database, sync_point: SyncPoint) -> None:
+    """Record what a replica's cursor says it holds, when the catalogue does not know that (its run died)."""
+    with db.write() as conn:
+        if conn.execute(_select().where(S.run == sync_point.run)).one_or_none() is None:
+            conn.execute(sa.insert(schema.sync_points).values(**sync_point.model_dump()))
+
+
+def latest_sync_points(db: Database) -> list[SyncPoint]:
+    """Of every pair the one with the highest fence."""
+    top = sa.select(S.pair, sa.func.max(S.fence).label("fence")).group_by(S.pair).subquery()
+    query = _select().join(top, (S.pair == top.c.pair) & (S.fence == top.c.fence))
+    with db.read() as conn:
+        return [rows.read(row, SyncPoint) for row in conn.execute(query)]
+
+
 def sync_point(db: Database, pair_id: str) -> SyncPoint | None:
     """The latest of a pair: that of the highest fence."""
     found = sync_points(db, pair_id, limit=1)
