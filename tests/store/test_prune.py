@@ -290,6 +290,19 @@ def test_a_parent_that_is_not_there_is_a_conflict(store: Store) -> None:
         writer.commit(stranger)
 
 
+def test_a_pack_that_is_still_open_here_but_was_pruned_is_not_reused(store: Store) -> None:
+    """The index still names it and this process could still read it: only its name in the folder counts."""
+    disk = disk_of(1)
+    first, _ = backup(store, disk)
+    assert_content(store, first, disk)
+    backup(store, disk_of(2), mode="full")
+    store.retire(VM, first.id)
+    assert Store.open(store.path).prune().packs == 1
+    point, made = backup(store, disk, mode="full")
+    assert made[0].stored > MIB // 2
+    assert_content(store, point, disk)
+
+
 def test_only_one_of_many_commits_wins(store: Store) -> None:
     first, _ = backup(store, disk_of(1))
     outcomes: list[str] = []

@@ -168,11 +168,7 @@ class MapsFile:
     def __init__(self, path: Path, file_id: int) -> None:
         self.path = path
         self.fd = files.open_read(path)
-        try:
-            layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id)
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if (fd := getattr(self, "fd", -1)) >= 0:
