@@ -26,8 +26,8 @@ def room(store: Path) -> Iterator[None]:
         if err.errno not in _FULL:
             raise
         raise NoSpace(
-            f"the store {store} is full ({err.strerror}): free space there, or retire points and run "
-            f"`understudy prune`; nothing that was in the store is lost, and the run can go on afterwards"
+            f"the store {store} is full ({err.strerror}): free space there, or keep fewer restore points and let prune "
+            f"delete what they held; nothing that was in the store is lost, and the run can go on afterwards"
         ) from err
 
 
@@ -53,6 +53,16 @@ def write_new(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    """The content of a file that is there (FileNotFoundError), synced. Not in one step: for files nobody reads yet."""
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def replace(path: Path, data: bytes, nonce: str) -> None:

@@ -41,7 +41,7 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        return self._position >= layout.PACK or len(self._records) >= layout.PACK_BLOBS - 4096
+        return self._position >= layout.PACK or len(self._records) >= layout.PACK_BLOBS - 8192
 
     @property
     def size(self) -> int:

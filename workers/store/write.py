@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -144,7 +143,7 @@ class StoreWriter:
         candidates = candidates.clip(base, end)
         reader = None
         if parent is not None:
-            reader = _Padded(DiskReader(self._maps, self._packs, parent, label=parent.disk.label))
+            reader = _Padded(DiskReader(self._maps, self._packs, parent))
             if mode == "compare":
                 candidates |= _mapped(before, base).clip(base, end)
         work = Work(
@@ -324,13 +323,15 @@ class StoreWriter:
         """Publishes the point and ends the run. Raises `Conflict` when another point took its number first."""
         with self._guard():
             self._flush()
-            self._points.check_next(point)
-            self._check(point)
-            staged = self._note.with_name(f"commit-{secrets.token_hex(8)}.json")
             try:
-                files.write_new(staged, encode(point))
+                # The note is there since we registered. If the run was ended meanwhile it is gone, also when somebody
+                # registered the run anew; and from then on it cannot be linked.
+                files.overwrite(self._note, encode(point))
                 faults.at("store.staged")
-                self._points.claim(staged, point)
+                self._points.check_next(point)
+                self._check(point)
+                faults.at("store.checked")
+                self._points.claim(self._note, point)
             except FileNotFoundError as err:
                 raise Conflict(
                     f"run {self.run} was ended (abandoned, or committed by another process) in {self._root}: "
