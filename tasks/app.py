@@ -13,10 +13,10 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_process_init
 from kombu import Queue
-from workers.catalogue import Catalogue
 
 import beat_schedule
 from workers import settings
+from workers.catalogue import Catalogue
 from workers.run import Here
 from workers.settings import Settings, seconds
 
@@ -60,12 +60,12 @@ def configuration(conf: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
-        # A message is acknowledged when its work is done, and goes back when its process dies; one at a time per process
+        # A message is acknowledged when its work is done, and goes back when its process dies; one at a time
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,
         "task_track_started": True,
-        # A task works for slice_time, then queues the rest. Twice that is a warning, two and a half times the end
+        # A task works for slice_time, then queues the rest; twice that is a warning, 2.5 times that is the end
         "task_soft_time_limit": 2 * work,
         "task_time_limit": 2 * work + work // 2,
         "worker_soft_shutdown_timeout": 30,

@@ -47,8 +47,8 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
                 _send(run, producer, countdown)
     except (OperationalError, OSError) as err:
         raise BrokerUnreachable(
-            f"Redis at {_address()} does not answer ({_short(err)}); {len(runs)} runs stay queued in the catalogue and go on "
-            "by themselves when it is back"
+            f"Redis at {_address()} does not answer ({_short(err)}); {len(runs)} runs stay queued in the catalogue "
+            "and go on by themselves when it is back"
         ) from err
     here().catalogue.mark_sent(run.id for run in runs)
 

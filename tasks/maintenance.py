@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from workers.store import Store
-
 from tasks.app import app, data_queue, here
 from tasks.dispatch import send
 from workers import reaper
+from workers.store import Store
 
 
 @app.task(name="understudy.reap", ignore_result=True)
 def reap() -> None:
-    """Runs whose worker or message vanished get a new message; failed backups are cleaned up by a worker of their site."""
+    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up."""
     found = reaper.reap(here())
     send(found.lost)
     for run in found.unclean:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from typing import cast
 
 import structlog
 
@@ -23,7 +24,18 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
-from workers.models import Disk, PointDisk, RestorePoint, RunReport, RunState, Slice, VmConfig, VmState
+from workers.models import (
+    BackupMode,
+    Consistency,
+    Disk,
+    PointDisk,
+    RestorePoint,
+    RunReport,
+    RunState,
+    Slice,
+    VmConfig,
+    VmState,
+)
 from workers.point import Reader
 from workers.run import Here, Live, OutOfTime, execute
 from workers.settings import Group
@@ -83,7 +95,7 @@ def _backup(live: Live) -> RunReport:
 
 @contextmanager
 def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator[None]:
-    """After an error that ends the run, remove its snapshot and give up its packs; the first error stays the one raised."""
+    """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
     except (OutOfTime, Transient, FencedOut, SnapshotLost):
@@ -112,7 +124,7 @@ class SnapshotPoint:
     """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
 
     def __init__(
-        self, live: Live, session: Session, state: VmState, moref: str, consistency: str, taken: datetime
+        self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
     ) -> None:
         self.live = live
         self.session = session
@@ -137,7 +149,8 @@ class SnapshotPoint:
                 live.forget_slices()
                 live.remember(snapshot=None)
             else:
-                return cls(live, session, state, known, live.recall("consistency") or "", _time(live.recall("taken")))
+                consistency = cast(Consistency, live.recall("consistency"))
+                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
         _remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
         if changes.enable(session, _state(session, uuid, live.run.vm)):
             live.note("change tracking was off and has been enabled; this run reads the whole disks")
@@ -164,11 +177,11 @@ class SnapshotPoint:
 
     def nvram(self) -> str | None:
         """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
-        vmx = self.state.vmx
-        name = self.config.extra_config.get("nvram") or vmx.rpartition("/")[2].removesuffix(".vmx") + ".nvram"
         try:
-            path = datastore_file(self.mounts, vmx.rpartition("/")[0] + "/" + name)
-            return base64.b64encode(path.read_bytes()).decode()
+            file = inventory.nvram_path(self.session, self.state.identity.moref)
+            if file is None:
+                return None
+            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
         except (UnderstudyError, OSError) as err:
             self.live.note(
                 f"the NVRAM was not read ({err}); a VM built from this point starts with empty firmware settings"
@@ -195,7 +208,7 @@ class Chain:
         self.point = point
         self.parent = parent
         self._before = {d.disk.id: d for d in parent.disks} if parent else {}
-        self._how: dict[str, tuple[str, str]] = {}
+        self._how: dict[str, tuple[BackupMode, str]] = {}
         self._samples: dict[str, Extents] = {}
         self._pending: list[Slice] = []
         self._flushed = time.monotonic()
@@ -250,7 +263,7 @@ class Chain:
             plan.tree_fingerprint(self.point.state.snapshots),
         )
 
-    def _decide(self, disk: Disk, mode: str, reason: str) -> None:
+    def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
         self._how[disk.id] = (mode, reason)
         if self.live.recall("planned") is None:
             self.live.note(f"{disk.label}: {mode}, {reason}")

@@ -163,7 +163,8 @@ def find(here: Here, name: str) -> list[Member]:
         near = difflib.get_close_matches(name, [vm.identity.name for vm in known], n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise NotFound(
-            f"no VM {name!r} is known at any site ({len(known)} VMs are){hint}. Is it new? `understudy check` reads the inventories"
+            f"no VM {name!r} is known at any site ({len(known)} VMs are){hint}. "
+            "Is it new? `understudy check` reads the inventories"
         )
     found = [member for member in members(here) if member.vm.identity.name == name]
     if not found:

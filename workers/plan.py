@@ -1,4 +1,4 @@
-"""What a sync or a backup will do, and why: pure decisions over what was read before. `sync --plan` and the run call the same."""
+"""What a sync or a backup will do, and why: pure decisions. `sync --plan` and the run call the same."""
 
 from __future__ import annotations
 
@@ -48,18 +48,19 @@ def check_ours(cursor: Cursor, state: VmState, *, realm: str, pair: str, source:
     name = state.identity.name
     if cursor.realm != realm:
         raise Foreign(
-            f"the replica {name} belongs to another realm ({cursor.realm[:8]}, this is {realm[:8]}); nothing was written. "
-            "If the other installation is gone, adopt the replica first"
+            f"the replica {name} belongs to another realm ({cursor.realm[:8]}, this is {realm[:8]}); "
+            "nothing was written. If the other installation is gone, adopt the replica first"
         )
     if (cursor.vm, cursor.vcenter) != (state.identity.instance_uuid, state.identity.vcenter):
         raise Foreign(
-            f"{name} carries the cursor of another VM ({cursor.vm}): it is a clone or was restored; nothing was written. "
-            "Rename or remove it, or choose another replica name"
+            f"{name} carries the cursor of another VM ({cursor.vm}): it is a clone or was restored; "
+            "nothing was written. Rename or remove it, or choose another replica name"
         )
     if cursor.pair != pair or cursor.source != source:
         raise Foreign(
-            f"{name} is the replica of another VM (instance UUID {cursor.source}); nothing was written. If the source was "
-            "created again under the same name, rename or remove the old replica, or choose another name for the new one"
+            f"{name} is the replica of another VM (instance UUID {cursor.source}); nothing was written. "
+            "If the source was created again under the same name, rename or remove the old replica, "
+            "or choose another name for the new one"
         )
 
 
@@ -105,7 +106,7 @@ def check_untouched(cursor: Cursor, state: VmState, evidence: str, *, discard: b
 def decide(
     cursor: Cursor | None, points: Sequence[RestorePoint], *, store: str, compare: str | None = None
 ) -> Decision:
-    """How to go to the newest of `points` (ordered by seq) from what the cursor says. `compare`: a reason to trust nothing."""
+    """How to go to the newest of `points` (ordered by seq). `compare`: a reason not to trust the cursor."""
     if not points:
         return Decision("nothing", "there is no restore point yet; the first backup makes one")
     newest = points[-1]

@@ -27,8 +27,8 @@ def reap(here: Here) -> Found:
             lost.append(run)
             continue
         sentence = (
-            f"its worker was lost {run.attempts} times (killed, out of memory, or the machine went down) without reaching "
-            "a checkpoint in time; look at the workers' logs, then start it again"
+            f"its worker was lost {run.attempts} times in a row (killed, out of memory, or its machine went down); "
+            "look at the workers' logs, then start it again"
         )
         try:
             give_up(here, run, sentence)

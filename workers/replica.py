@@ -1,76 +1,59 @@
-"""A replica VM as the target of a sync: looked at, taken, written slice by slice, committed, sealed."""
+"""A pair's replica VM, looked at: whose it is, what it holds, what a sync would do with it. Writes nothing."""
 
 from __future__ import annotations
 
-import base64
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from datetime import datetime
-from pathlib import Path
-from typing import Literal
-from uuid import uuid4
+from collections.abc import Sequence
 
-from workers import faults, plan
-from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
-from workers.errors import ConfigError, FencedOut, Foreign, NotFound, Refused, Touched
+from workers import plan
+from workers.errors import ConfigError, Foreign, NotFound
 from workers.extents import Extents
-from workers.models import (
-    Cursor,
-    Disk,
-    HardwareChange,
-    Pair,
-    RestorePoint,
-    RunReport,
-    Slice,
-    SyncPlan,
-    SyncPoint,
-    VmState,
-)
-from workers.point import Reader
-from workers.run import Here, Live
-from workers.settings import RecoveryTarget, Settings, VmOverride, seconds
+from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
+from workers.run import Here
+from workers.settings import RecoveryTarget, Settings, VmOverride
 from workers.store import Store
-from workers.transfer import copy
-from workers.vsphere import inventory, replica, snapshots
+from workers.vsphere import inventory, replica
+from workers.vsphere.building import disk_map
 from workers.vsphere.session import Session, connect
 
-#: disk work between two checkpoints: a worker that dies repeats at most this much
-SLICE = 1 << 30
+#: the extraConfig key that holds what the disks hold
+CURSOR = "understudy.cursor"
 
 
 class Replica:
-    """A pair's replica VM, as the target of a sync; without a run it can only be looked at."""
+    """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
-    def __init__(
-        self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False, live: Live | None = None
-    ) -> None:
+    def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
         self.here = here
         self.pair = pair
         self.recovery, self.override = _policy(here.settings, pair)
         self.site = here.settings.sites[pair.site]
         self.store = Store.open(here.settings.stores[pair.store].path)
         self.session: Session = connect(pair.site, self.site)
-        self._live = live
         self.points = self._up_to(self.store.points(pair.source), goal)
         self.goal = self.points[-1] if self.points else None
         self.state: VmState | None = self._find()
         self.cursor = self._read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
         self.doubt: str | None = None
-        if self.cursor is not None and self.state is not None:
+        if self.state is not None:
+            if self.cursor is None:
+                raise Foreign(
+                    f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
+                    "nothing was written. Rename or remove it, and the next sync builds a new one"
+                )
             plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
             evidence = replica.content_evidence(self.state)
             self.doubt = plan.check_untouched(self.cursor, self.state, evidence, discard=discard)
         self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
-
-    # --- looking ----------------------------------------------------------------------------------------------
 
     @staticmethod
     def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:
         """A run keeps the point that it began with, for its checkpoints are about that point."""
         ids = [p.id for p in points]
         return points[: ids.index(goal) + 1] if goal in ids else points
+
+    def _note(self, reason: str) -> None:
+        """A reason for people; only a run has somewhere to keep it."""
 
     def _find(self) -> VmState | None:
         if self.pair.replica is not None:
@@ -85,14 +68,14 @@ class Replica:
         state = inventory.vm_state(self.session, named.identity.moref)
         if self._read_cursor(state) is None:
             raise Foreign(
-                f"a VM named {self.pair.replica_name} is already at site {self.pair.site} and is not a replica of ours; "
+                f"a VM named {self.pair.replica_name} is already at site {self.pair.site} and is no replica of ours; "
                 "nothing was written. Rename it, or give this VM's replica another name (overrides.NAME.name)"
             )
         return state  # ours if its cursor says so: built by a run that stopped before it could say where
 
     @staticmethod
     def _read_cursor(state: VmState | None) -> Cursor | None:
-        text = state.notes.get(replica.CURSOR) if state is not None else None
+        text = state.notes.get(CURSOR) if state is not None else None
         if not text:
             return None
         assert state is not None
@@ -119,15 +102,15 @@ class Replica:
 
     def _disks(self) -> dict[str, Disk]:
         """Source disk id -> the replica's disk that carries it."""
-        return replica.disks_by_source(self.state) if self.state is not None else {}
+        return disk_map(self.state) if self.state is not None else {}
 
     def _extents(self, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
         """What each disk needs: the difference between the goal and every state that its blocks may be in."""
         assert self.goal is not None
         known = {p.id: {d.disk.id: d for d in p.disks} for p in self.points}
         fresh = {c.disk for c in changes if c.kind == "add disk"}
-        if self.state is not None:
-            fresh |= replica.fresh_disks(self.state)
+        if self.cursor is not None:
+            fresh |= set(self.cursor.fresh)
         result = {}
         for part in plan.protected(self.goal, self.override.excluded_disks):
             if self.decision.mode == "compare":
@@ -143,382 +126,6 @@ class Replica:
             result[part.disk.id] = todo
         return result
 
-    # --- the target of a sync ---------------------------------------------------------------------------------
-
-    @property
-    def live(self) -> Live:
-        assert self._live is not None, "a replica that is only looked at is not written"
-        return self._live
-
-    def _note(self, reason: str) -> None:
-        if self._live is not None:
-            self._live.note(reason)
-
-    def committed_by(self, run_id: str) -> bool:
-        return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
-
-    def nothing_new(self) -> str | None:
-        if self.decision.mode != "nothing":
-            return None
-        if self.cursor is not None and self.state is not None and not self.state.snapshots:
-            self._note("the last sync was committed but not sealed; sealed now")
-            with self._locked():
-                self._seal(self.cursor)
-        if self.cursor is not None and self.cursor.base is not None:
-            known = self.here.catalogue.sync_point(self.pair.id)
-            if known is None or known.point != self.cursor.base:
-                self.here.catalogue.adopt_sync_point(self._sync_point(self.cursor))
-        return self.decision.reason
-
-    def take(self) -> Mapping[str, Extents]:
-        assert self.goal is not None
-        changes = self._hardware()
-        extents = self._extents(changes)
-        if self.doubt is not None and self.live.recall("planned") is not None:
-            self.live.forget_slices()
-            self._note("the checkpoints of this run are given up: what the replica holds must be compared")
-        if self.live.recall("planned") is None:
-            self._explain(changes, extents)
-        self.store.pin(self.pair.source, self.goal.id, self._holder())
-        faults.at("pin.after")
-        if self.state is None:
-            self._build()
-        else:
-            self._begin()
-        with self._locked():
-            self._unseal()
-            self._own(changes)
-        return extents
-
-    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
-        worded = plan.sync_plan(
-            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
-        )
-        for disk in worded.disks:
-            self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
-        for change in worded.hardware:
-            self._note(f"hardware: {change.kind} {change.label or change.disk} ({change.capacity} bytes)")
-
-    def _build(self) -> None:
-        """The first run makes the VM, its cursor in the same call: there is no moment at which it is nobody's."""
-        assert self.goal is not None
-        uuid = self.live.recall("replica") or str(uuid4())
-        self.live.remember(replica=uuid)
-        cursor = self._cursor(state="applying", base=None, targets=(self.goal.id,), vm=uuid, disks="", content="")
-        spec = replica.ReplicaSpec(
-            name=self.pair.replica_name,
-            instance_uuid=uuid,
-            config=self.goal.config,
-            datastore=self.override.datastore or self.recovery.datastore,
-            compute=self.recovery.compute,
-            pool=self.recovery.pool,
-            folder=self.recovery.folder,
-            networks={**self.recovery.networks, **self.override.networks},
-            provisioning=self.recovery.provisioning,
-            excluded_disks=self.override.excluded_disks,
-            notes={replica.CURSOR: cursor.model_dump_json()},
-        )
-        faults.at("create.before")
-        moref, notes = replica.create(self.session, spec)
-        faults.at("create.after")
-        self.live.note(*notes)
-        self._reread(moref)
-        assert self.state is not None
-        self.cursor = cursor
-        self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
-        self._write_nvram()
-
-    def _begin(self) -> None:
-        """The cursor says `applying` before anything else changes; the set of targets only grows."""
-        assert self.cursor is not None and self.goal is not None
-        old = self.cursor
-        if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
-            self.live.refence(old.fence)
-        compare = self.decision.reason if self.decision.mode == "compare" else ""
-        begun = old.state == "applying" and self.goal.id in old.targets and old.run == self.live.run.id
-        if begun and bool(old.compare) == bool(compare):
-            return
-        targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
-        self._write(
-            self._cursor(
-                state="applying", base=old.base, targets=targets, content=old.content, disks=old.disks, compare=compare
-            )
-        )
-        faults.at("cursor.applying")
-
-    def _unseal(self) -> None:
-        """Remove our seal; a file writer needs disks on which nothing stands."""
-        assert self.state is not None
-        self._reread()
-        for node in self.state.snapshots:
-            faults.at("unseal.before")
-            snapshots.remove(self.session, self.state.identity.moref, node.moref)
-            faults.at("unseal.after")
-        self._reread()
-        standing = [d for d in self.state.config.disks if d.parent is not None]
-        if standing or self.state.snapshots:
-            raise Refused(
-                f"the disks of {self.pair.replica_name} still stand on a snapshot after the seal was removed "
-                f"({standing[0].file if standing else self.state.snapshots[0].name}); consolidate the VM's disks, then sync again"
-            )
-
-    def _own(self, changes: Sequence[HardwareChange]) -> None:
-        """Hardware follows the point, and the disks get new content ids: what was known of their data is void.
-
-        Between the cursor with `content=""` and the one with the new evidence a crash costs a compare, nothing else.
-        """
-        assert self.state is not None and self.cursor is not None and self.goal is not None
-        current = replica.content_evidence(self.state)
-        if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
-            return  # an earlier message of this run came this far
-        if self.cursor.content:
-            self._write(self.cursor.model_copy(update={"content": "", "nonce": _nonce()}))
-        faults.at("own.before")
-        if changes:
-            wanted = {d.disk.id: d.disk for d in self.goal.disks}
-            replica.change_hardware(
-                self.session, self.state, changes, wanted, self.goal.config, provisioning=self.recovery.provisioning
-            )
-            self._reread()
-            faults.at("hardware.after")
-        for disk in self._disks().values():
-            Descriptor(self._path(disk)).renew_cid()
-        self._reread()
-        faults.at("own.renewed")
-        self._write(
-            self.cursor.model_copy(
-                update={
-                    "content": replica.content_evidence(self.state),
-                    "disks": replica.binding(self.state),
-                    "nonce": _nonce(),
-                }
-            )
-        )
-        self.live.remember(owned=self.cursor.content)
-        faults.at("own.after")
-
-    def _owned(self) -> bool:
-        return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
-
-    def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        start = end = held = 0
-        for offset, length in todo.cut(SLICE):
-            if held and held + length > SLICE:
-                yield start, end
-                held = 0
-            if not held:
-                start = offset
-            end, held = offset + length, held + length
-        if held:
-            yield start, end
-
-    def write(self, part: Slice, todo: Extents, source: Reader) -> None:
-        """Lock the range, then check the fence, write, sync, and only then checkpoint."""
-        disk = self._disks()[part.disk]
-        path = self._path(disk)
-        with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
-            faults.at("slice.locked")
-            self.live.check()
-            faults.at("slice.checked")
-            with closing(FileWriter(path)) as destination:
-                copied = copy(
-                    source,
-                    destination,
-                    todo,
-                    threads=self.live.threads,
-                    deadline=self.live.deadline,
-                    against=destination if self.decision.mode == "compare" else None,
-                )
-                faults.at("slice.written")
-                destination.flush()
-                faults.at("slice.synced")
-        done = part.end if copied.done >= todo.end else copied.done
-        self.live.checkpoint(
-            part.model_copy(
-                update={"done": done, "read": part.read + copied.read, "written": part.written + copied.written}
-            )
-        )
-
-    def commit(self) -> RunReport:
-        assert self.cursor is not None and self.goal is not None
-        with self._locked():
-            self.live.check()
-            self._prove_unchanged()
-            faults.at("commit.before")
-            committed = self._cursor(
-                state="committed",
-                base=self.goal.id,
-                targets=(),
-                content=self.cursor.content,
-                disks=self.cursor.disks,
-                data_time=self.goal.data_time,
-            )
-            self._write(committed, clear_fresh=True)
-            faults.at("commit.after")
-        return self.conclude()
-
-    def _prove_unchanged(self) -> None:
-        """Since the slices began nobody else opened the disks: else what was checkpointed proves nothing."""
-        self._reread()
-        assert self.state is not None and self.cursor is not None
-        if (
-            self.state.power != "poweredOff"
-            or self.state.snapshots
-            or replica.content_evidence(self.state) != self.cursor.content
-        ):
-            raise Touched(
-                f"the replica {self.pair.replica_name} was powered on, snapshotted or written by somebody else during the "
-                "sync; nothing was committed. Leave it off, then run `understudy sync --discard-changes` to compare all of it"
-            )
-
-    def conclude(self) -> RunReport:
-        """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""
-        assert self.cursor is not None and self.goal is not None and self.state is not None
-        with self._locked():
-            self.live.check()
-            self._reread()
-            self._seal(self.cursor)
-        replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
-        point = self._sync_point(self.cursor)
-        report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
-        faults.at("catalogue.before")
-        point = self.here.catalogue.commit_sync(
-            self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), report
-        )
-        faults.at("catalogue.after")
-        self._unpin_others(point.point)
-        return report.model_copy(update={"sync_point": point})
-
-    def _seal(self, cursor: Cursor) -> None:
-        """The integrity snapshot, named after the sync point; made once."""
-        assert self.state is not None and cursor.base is not None
-        name = plan.seal_name(cursor.realm, cursor.pair, cursor.base)
-        if any(s.name == name for s in self.state.snapshots):
-            return
-        faults.at("seal.before")
-        snapshots.create(
-            self.session,
-            self.state.identity.moref,
-            name,
-            f"Integrity snapshot of {self.pair.vm}: nobody but Understudy changed the disks while it stands alone",
-            quiesce=False,
-        )
-        faults.at("seal.after")
-
-    # --- small parts ------------------------------------------------------------------------------------------
-
-    def _cursor(
-        self,
-        *,
-        state: Literal["committed", "applying"],
-        base: str | None,
-        targets: tuple[str, ...],
-        content: str,
-        disks: str,
-        compare: str = "",
-        vm: str | None = None,
-        data_time: datetime | None = None,
-    ) -> Cursor:
-        if vm is None:
-            assert self.state is not None
-            vm = self.state.identity.instance_uuid
-        return Cursor(
-            realm=self.here.catalogue.realm,
-            pair=self.pair.id,
-            fence=self.live.run.fence,
-            state=state,
-            base=base,
-            targets=targets,
-            run=self.live.run.id,
-            nonce=_nonce(),
-            store=self.store.id,
-            source=self.pair.source,
-            vcenter=self.session.vcenter,
-            vm=vm,
-            disks=disks,
-            content=content,
-            compare=compare,
-            data_time=data_time or (self.cursor.data_time if self.cursor else None),
-        )
-
-    def _write(self, cursor: Cursor, *, clear_fresh: bool = False) -> None:
-        """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
-        assert self.state is not None
-        self.live.check()
-        before = self._read_cursor(self.state)
-        if before is not None and before.fence > cursor.fence:
-            raise FencedOut(
-                f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "
-                "a newer run owns the replica"
-            )
-        replica.write_cursor(
-            self.session, self.state, cursor.model_dump_json(), nonce=cursor.nonce, clear_fresh=clear_fresh
-        )
-        self.cursor = cursor
-        self._reread()
-
-    def _reread(self, moref: str | None = None) -> None:
-        if moref is None:
-            assert self.state is not None
-            moref = self.state.identity.moref
-        self.state = inventory.vm_state(self.session, moref)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """The whole-disk lock on every disk of the replica, in one order."""
-        with ExitStack() as stack:
-            for path in sorted({self._base(disk) for disk in self._disks().values()}):
-                stack.enter_context(FileLock(path).lock(0, 0, wait=self._wait()))
-            yield
-
-    def _base(self, disk: Disk) -> Path:
-        return Descriptor(datastore_file(self.site.datastores, disk.parent or disk.file)).flat
-
-    def _path(self, disk: Disk) -> Path:
-        return datastore_file(self.site.datastores, disk.file)
-
-    def _wait(self) -> float:
-        return float(seconds(self.here.settings.tuning.lock_wait))
-
-    def _holder(self) -> str:
-        return f"{self.here.catalogue.realm}/{self.pair.id}"
-
-    def _unpin_others(self, kept: str) -> None:
-        for point, holders in self.store.pins(self.pair.source).items():
-            if point != kept and self._holder() in holders:
-                self.store.unpin(self.pair.source, point, self._holder())
-
-    def _witness(self, cursor: Cursor) -> str:
-        """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""
-        return f"{cursor.realm} {cursor.pair} fence={cursor.fence} generation={self.pair.generation} base={cursor.base}"
-
-    def _write_nvram(self) -> None:
-        assert self.goal is not None and self.state is not None
-        if self.goal.nvram is None:
-            return
-        folder, _, vmx = self.state.vmx.rpartition("/")
-        path = datastore_file(self.site.datastores, f"{folder}/{vmx.removesuffix('.vmx')}.nvram")
-        path.write_bytes(base64.b64decode(self.goal.nvram))
-
-    def _sync_point(self, cursor: Cursor) -> SyncPoint:
-        assert cursor.base is not None and self.state is not None
-        found = next((p for p in self.points if p.id == cursor.base), None)
-        before = self.here.catalogue.sync_point(self.pair.id)
-        return SyncPoint(
-            run=cursor.run,
-            pair=self.pair.id,
-            vm=self.pair.vm,
-            replica=self.pair.replica_name,
-            point=cursor.base,
-            parent=before.point if before is not None and before.point != cursor.base else None,
-            fence=cursor.fence,
-            data_time=cursor.data_time or (found.data_time if found else self.here.catalogue.now()),
-            committed=self.here.catalogue.now(),
-            mode=self.decision.mode if self.decision.mode != "nothing" else "delta",
-            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else {},
-            written=0,
-        )
-
 
 def _policy(settings: Settings, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:
     """Where this pair's replica goes, and what is different for this VM."""
@@ -531,7 +138,3 @@ def _policy(settings: Settings, pair: Pair) -> tuple[RecoveryTarget, VmOverride]
         if group.target == pair.recovery_target:
             return settings.targets[pair.recovery_target], group.overrides.get(pair.vm, VmOverride())
     return settings.targets[pair.recovery_target], VmOverride()
-
-
-def _nonce() -> str:
-    return secrets.token_hex(8)

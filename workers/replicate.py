@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.models import Pair, RestorePoint, RunReport, SyncPlan
 from workers.point import Reader
 from workers.replica import Replica
+from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.store import Store
 from workers.sync import sync
@@ -27,7 +28,7 @@ def preview(here: Here, pair: Pair, *, discard: bool = False) -> SyncPlan:
 
 def _replicate(live: Live) -> RunReport:
     pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
-    target = Replica(live.here, pair, goal=live.recall("point"), discard=live.recall("discard") is not None, live=live)
+    target = ReplicaTarget(live, pair)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:
