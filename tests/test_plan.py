@@ -73,7 +73,9 @@ def point(seq: int, *disks: Disk, **more: object) -> RestorePoint:
     )
 
 
-def cursor(state: str = "committed", base: str | None = "00000001-aa", targets: tuple[str, ...] = (), **more: object) -> Cursor:
+def cursor(
+    state: str = "committed", base: str | None = "00000001-aa", targets: tuple[str, ...] = (), **more: object
+) -> Cursor:
     return Cursor.model_validate(
         {
             "realm": REALM,
@@ -107,13 +109,21 @@ ONE, TWO, THREE = point(1), point(2), point(3)
         pytest.param(cursor(), [ONE, TWO, THREE], "delta", (ONE.id,), id="to-the-newest-in-one-step"),
         pytest.param(cursor("applying", ONE.id, (TWO.id,)), [ONE, TWO], "delta", (ONE.id, TWO.id), id="resume"),
         pytest.param(
-            cursor("applying", ONE.id, (TWO.id,)), [ONE, TWO, THREE], "delta", (ONE.id, TWO.id), id="half-done-run-counts"
+            cursor("applying", ONE.id, (TWO.id,)),
+            [ONE, TWO, THREE],
+            "delta",
+            (ONE.id, TWO.id),
+            id="half-done-run-counts",
         ),
         pytest.param(cursor("applying", None, (ONE.id,)), [ONE, TWO], "delta", (None, ONE.id), id="half-built"),
         pytest.param(cursor(base="00000001-zz"), [ONE, TWO], "compare", (), id="base-not-in-the-store"),
-        pytest.param(cursor("applying", ONE.id, ("00000002-zz",)), [ONE, THREE], "compare", (), id="target-not-in-store"),
+        pytest.param(
+            cursor("applying", ONE.id, ("00000002-zz",)), [ONE, THREE], "compare", (), id="target-not-in-store"
+        ),
         pytest.param(cursor(store="other"), [ONE, TWO], "compare", (), id="another-store"),
-        pytest.param(cursor("applying", ONE.id, (TWO.id,), compare="why"), [ONE, TWO], "compare", (), id="compare-sticks"),
+        pytest.param(
+            cursor("applying", ONE.id, (TWO.id,), compare="why"), [ONE, TWO], "compare", (), id="compare-sticks"
+        ),
     ],
 )
 def test_which_way(held: Cursor | None, points: list[RestorePoint], mode: str, since: tuple[str | None, ...]) -> None:
@@ -277,7 +287,9 @@ def test_the_sample_lies_outside_the_answer(ranges: list[tuple[int, int]], size:
     assert picked.end <= size
     outside = answer.align(plan.CBT_GRAIN, size).complement(size)
     blocks = -(-outside.total // plan.CBT_GRAIN)
-    assert (picked.total + plan.CBT_GRAIN - 1) // plan.CBT_GRAIN == min(blocks, max(plan.SAMPLE_LEAST, round(blocks * 0.01)))
+    assert (picked.total + plan.CBT_GRAIN - 1) // plan.CBT_GRAIN == min(
+        blocks, max(plan.SAMPLE_LEAST, round(blocks * 0.01))
+    )
 
 
 def test_another_run_samples_other_blocks() -> None:
