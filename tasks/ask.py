@@ -45,13 +45,13 @@ def plan(vms: Sequence[str], *, discard_changes: bool, as_json: bool) -> None:
         pairs = [pair for member in dispatch.find(here(), vm) if (pair := dispatch.pair_of(here(), member)) is not None]
         if not pairs:
             raise BadInput(f"the VM {vm} is backed up but not replicated: set groups.<name>.target")
-        plans += [(pair, replicate.preview(here(), pair, discard=discard_changes)) for pair in pairs]
+        for pair in pairs:
+            made = replicate.preview(here(), pair, discard=discard_changes)
+            plans.append((f"{pair.site}/{pair.replica_name}", made))
     if as_json:
-        return show.as_json(
-            [{"replica": f"{p.site}/{p.replica_name}", **plain.model_dump(mode="json")} for p, plain in plans]
-        )
-    for pair, made in plans:
-        tables.plan(made, f"{pair.site}/{pair.replica_name}")
+        return show.as_json([{"replica": name, **made.model_dump(mode="json")} for name, made in plans])
+    for name, made in plans:
+        tables.plan(made, name)
 
 
 def _request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
@@ -85,7 +85,7 @@ def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
 
 
 def _known(vms: Sequence[str]) -> None:
-    """That each name is of a VM under a policy. For a name that nobody knows, all sites are asked for their inventory."""
+    """That each name is of a VM under a policy. For one that nobody knows, all sites are asked what they have."""
     for vm in vms:
         try:
             dispatch.find(here(), vm)

@@ -1,4 +1,7 @@
-"""The command `understudy`: what a person asks for. Celery and pyVmomi are imported where they are needed: --help is quick."""
+"""The command `understudy`: what a person asks for.
+
+Celery, pyVmomi and the like are imported in the commands that need them, so that --help and a usage error are quick.
+"""
 
 from __future__ import annotations
 
@@ -293,9 +296,7 @@ def beat(log_json: LogJson = False) -> None:
 @app.command()
 def flower(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5555,
-    address: Annotated[
-        str, typer.Option("--address", help="Whoever reaches it sees and may stop tasks.")
-    ] = "127.0.0.1",
+    address: Annotated[str, typer.Option("--address", help="Who reaches it may stop tasks.")] = "127.0.0.1",
 ) -> None:
     """Show workers and tasks in a browser.
 

@@ -17,7 +17,7 @@ ANSWER = 1.0
 
 
 def findings(only: Sequence[str]) -> list[Finding]:
-    """Everything that can be looked at, whatever else fails. Raises `ConfigError`: without a configuration, nothing can."""
+    """Everything that can be looked at, whatever else fails; without a configuration, nothing can: `ConfigError`."""
     conf = configured()
     for name in only:
         if name not in conf.sites:

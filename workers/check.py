@@ -148,7 +148,7 @@ def intervals(settings: Settings) -> Finding:
     """Settings that fit together badly."""
     tuning = settings.tuning
     if seconds(tuning.vcenter_wait) >= seconds(tuning.slice_time):
-        sentence = f"tuning.vcenter_wait ({tuning.vcenter_wait}) should be shorter than tuning.slice_time ({tuning.slice_time})"
+        sentence = f"vcenter_wait ({tuning.vcenter_wait}) should be below slice_time ({tuning.slice_time})"
         return Finding(what="configuration", result="note", sentence=sentence)
     names = f"{len(settings.sites)} sites, {len(settings.stores)} stores, {len(settings.groups)} groups"
     return Finding(what="configuration", result="ok", sentence=names)

@@ -81,7 +81,7 @@ def _settled(pair: Pair | None, newest: PointSummary | None, synced: SyncPoint |
         return State.BACKED_UP if newest is not None else State.NEVER_BACKED_UP
     if synced is None:
         return State.NEVER_SYNCED
-    # Without a restore point in the pair's store, e.g. when it was exchanged, nothing shows that the replica is current.
+    # Without a restore point in the pair's store (it was exchanged, say) nothing shows that the replica is current.
     return State.IN_SYNC if newest is not None and synced.point == newest.id else State.NEEDS_SYNC
 
 
