@@ -134,7 +134,7 @@ def config(*capacities: int, networks: tuple[str, ...] = ("VM Network",), **more
 
 def spec(name: str, *capacities: int, **more: Any) -> building.ReplicaSpec:
     of = more.pop("config", None) or config(*(capacities or (4 * MIB,)))
-    return building.ReplicaSpec(name=name, mark="realm-1/pair-1", config=of, datastore="ds1", **more)
+    return building.ReplicaSpec(name=name, mark="realm-1/pair-1", config=of, **{"datastore": "ds1", **more})
 
 
 @pytest.fixture
