@@ -39,7 +39,8 @@ from workers.models import (
 from workers.point import Reader
 from workers.run import Here, Live, OutOfTime, execute
 from workers.settings import Group
-from workers.store import SEGMENT, Store, StoreWriter
+from workers.store import Store, StoreWriter
+from workers.store.layout import SEGMENT
 from workers.sync import sync
 from workers.vsphere import changes, inventory, snapshots
 from workers.vsphere.session import Session, connect

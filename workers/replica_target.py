@@ -400,7 +400,7 @@ class ReplicaTarget(Replica):
         return float(seconds(self.here.settings.tuning.lock_wait))
 
     def _holder(self) -> str:
-        return f"{self.here.catalogue.realm}/{self.pair.id}"
+        return f"{self.here.catalogue.realm}:{self.pair.id}"
 
     def _unpin_others(self, kept: str) -> None:
         for point, holders in self.store.pins(self.pair.source).items():

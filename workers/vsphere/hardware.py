@@ -267,6 +267,11 @@ def _extra_config(options: Any) -> tuple[dict[str, str], list[str]]:
     return kept, [f"advanced settings that are left out: {', '.join(sorted(unknown))}"] if unknown else []
 
 
+def spelled(name: str) -> str:
+    """A name as vCenter keeps it: it escapes these three, and takes an escape sequence as it is."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
+
+
 def notes_of(options: Any) -> dict[str, str]:
     """Our own keys. An empty value is a deleted key."""
     return {o.key: str(o.value) for o in options or () if o.key.startswith("understudy.") and o.value != ""}

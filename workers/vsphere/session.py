@@ -200,6 +200,10 @@ class Session:
 
         vCenter tells at once, at the cost of one open call, where polling would be slow or a load.
         """
+        if seconds < 1:
+            # WaitForUpdatesEx counts in whole seconds.
+            time.sleep(min(0.05, seconds))
+            return
         deadline = time.monotonic() + seconds
         try:
             collector = self._own_collector()
@@ -212,8 +216,8 @@ class Session:
             )
             try:
                 version = ""
-                while (left := deadline - time.monotonic()) > 0:
-                    hang = _collector.WaitOptions(maxWaitSeconds=max(1, min(UPDATE_WAIT, int(left))))
+                while (left := deadline - time.monotonic()) >= 1:
+                    hang = _collector.WaitOptions(maxWaitSeconds=min(UPDATE_WAIT, int(left)))
                     update = collector.WaitForUpdatesEx(version, hang)
                     if update is None:
                         return
