@@ -85,21 +85,17 @@ def runs(found: Sequence[Run]) -> None:
     )
     for run in found:
         rows.add_row(
-            *(
-                run.id,
-                run.vm,
-                kind_of(run),
-                coloured(run.state),
-                str(run.trigger),
-                show.moment(run.created),
-                show.age(took(run)),
-            ),
-            *(
-                show.size(run.read),
-                show.size(run.written),
-                show.size(run.stored),
-                run.error or (run.reasons[-1] if run.reasons else ""),
-            ),
+            run.id,
+            run.vm,
+            kind_of(run),
+            coloured(run.state),
+            run.trigger,
+            show.moment(run.created),
+            show.age(took(run)),
+            show.size(run.read),
+            show.size(run.written),
+            show.size(run.stored),
+            run.error or (run.reasons[-1] if run.reasons else ""),
         )
     show.console().print(rows)
 
