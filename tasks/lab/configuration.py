@@ -82,6 +82,13 @@ def secret_path(folder: Path, name: str) -> Path:
     return folder / "secrets" / name
 
 
+def write_login(folder: Path, site: str) -> Path:
+    """The file by which a simulated vCenter learns its only login: an argument could be read by everybody."""
+    path = folder / "vcenters" / site / "login"
+    _write(path, f"{USER}:{secret(folder, site)}\n")
+    return path
+
+
 def redis_url(folder: Path, port: int) -> str:
     return f"redis://:{secret(folder, 'redis')}@127.0.0.1:{port}/0"
 
