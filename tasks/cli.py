@@ -366,7 +366,7 @@ def lab_demo() -> None:
 
 def _lab(state: Any, json: bool) -> None:
     if json:
-        return show.as_json(state)
+        return show.as_json(state.model_dump(mode="json", exclude={"redis"}))  # it has Redis' password
     show.say(f"configuration  {state.config}\nflower         {state.flower}")
     for vcenter in state.vcenters.values():
         show.say(

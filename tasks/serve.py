@@ -64,6 +64,8 @@ def flower(*, port: int, address: str) -> None:
     here()
     _start(
         "flower",
+        # Flower runs a flowerconfig.py of the current folder as code: not one that happens to lie there.
+        f"--conf={os.devnull}",
         f"--port={port}",
         f"--address={address}",
         "--tasks_columns=name,uuid,state,kwargs,result,received,started,runtime,worker",

@@ -95,9 +95,15 @@ def runs(found: Sequence[Run]) -> None:
             show.size(run.read),
             show.size(run.written),
             show.size(run.stored),
-            run.error or (run.reasons[-1] if run.reasons else ""),
+            run.error or _some(run.reasons),
         )
     show.console().print(rows)
+
+
+def _some(reasons: Sequence[str]) -> str:
+    """The first; `understudy show` has them all."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"{reasons[0]}{more}" if reasons else ""
 
 
 def run(one: Run, slices: Sequence[Slice], failures: Sequence[Failure]) -> None:

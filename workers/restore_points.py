@@ -47,7 +47,7 @@ def kept(here: Here, name: str) -> list[Kept]:
     """By store and number. Raises `NotFound` when no VM of that name or instance UUID was ever seen."""
     uuids = _uuids(here, name)
     pairs = here.catalogue.pairs()
-    holders = {f"{here.catalogue.realm}/{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
+    holders = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
     found = []
     for store, configured in here.settings.stores.items():
         for uuid in uuids:
