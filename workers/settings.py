@@ -40,7 +40,7 @@ def _interval(text: str) -> str:
 def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (ValueError, OSError) as err:
+    except (ValueError, OSError, KeyError) as err:  # ZoneInfoNotFoundError is a KeyError
         raise ValueError("a time zone name such as UTC or Europe/Berlin") from err
     return name
 
