@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.store.disks import MemoryDisk, assert_content, backup, noise
 
+from tests.store.disks import MemoryDisk, assert_content, backup, noise
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.store import Store
 from workers.store.layout import BLOCK, SEGMENT

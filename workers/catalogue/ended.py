@@ -25,15 +25,14 @@ def latest_ended(db: Database) -> list[Ended]:
 
     Asked per target (index on target and fence), for most runs are old and not worth reading.
     """
-    other = schema.runs.alias()
-    alive = other.c.state.in_([RunState.QUEUED, RunState.RUNNING])
-    top = sa.select(sa.func.max(other.c.fence)).where(other.c.target == T.target, ~alive).scalar_subquery()
-    said = sa.select(sa.func.max(F.number)).where(F.run == R.id).scalar_subquery()
-    family = sa.select(F.family).where(F.number == said).scalar_subquery()
+    older = schema.runs.alias()
+    live = older.c.state.in_([RunState.QUEUED, RunState.RUNNING])
+    top = sa.select(sa.func.max(older.c.fence)).where(older.c.target == T.target, ~live).scalar_subquery()
+    family = sa.select(F.family).where(F.run == R.id).order_by(F.number.desc()).limit(1).scalar_subquery()
     query = (
         sa.select(*rows.fields(schema.runs, Run), family.label("family"))
-        .select_from(schema.targets)
-        .join(schema.runs, (R.target == T.target) & (R.fence == top))
+        .where(R.target == T.target, R.fence == top)
+        .order_by(R.number)
     )
     with db.read() as conn:
         found = [dict(row._mapping) for row in conn.execute(query)]
