@@ -41,6 +41,9 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 	if spec.Name == "" {
 		return nil, refuse(&types.InvalidName{}, "A VM needs a name.")
 	}
+	if f := checkGuest(spec.GuestId); f != nil {
+		return nil, f
+	}
 	if f := checkName(at.folder, spec.Name); f != nil { // API Reference, CreateVM_Task: DuplicateName
 		return nil, f
 	}
@@ -86,6 +89,17 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 		return nil, f
 	}
 	return m, nil
+}
+
+// checkGuest: the stock simulator knows the ids of its API version, but asks only when a VM is reconfigured.
+func checkGuest(id string) *refusal {
+	for _, known := range simulator.GuestID {
+		if id == "" || string(known) == id {
+			return nil
+		}
+	}
+	return refuse(&types.InvalidArgument{InvalidProperty: "configSpec.guestId"},
+		"A specified parameter was not correct: configSpec.guestId. '%s' is no guest operating system of this version.", id)
 }
 
 // adopt fills in what the stock simulator leaves out of a new VM.
