@@ -128,6 +128,10 @@ class VmSummary(Model):
 # --- points and cursors -----------------------------------------------------------------------------------------
 
 
+Consistency = Literal["quiesced", "crash-consistent", "powered-off"]
+BackupMode = Literal["full", "delta", "compare"]
+
+
 class PointDisk(Model):
     """One disk of a restore point: `segments` name its map in the store."""
 
@@ -135,7 +139,7 @@ class PointDisk(Model):
     #: map segment names, one per `segment_size` bytes of disk; "" = nothing but zeroes
     segments: tuple[str, ...]
     segment_size: int
-    mode: Literal["full", "delta", "compare"]
+    mode: BackupMode
     reason: str
     #: bytes read from the source, bytes that differ from the parent point, bytes added to the store
     read: int = 0
@@ -158,8 +162,10 @@ class RestorePoint(Model):
     created: datetime
     #: when the source's disks held this data
     data_time: datetime
-    consistency: Literal["quiesced", "crash-consistent", "powered-off"]
+    consistency: Consistency
     snapshot: str
+    #: plan.tree_fingerprint of the source at that time
+    tree: str = ""
     host_build: str = ""
     config: VmConfig
     #: base64, where it could be read
@@ -192,8 +198,12 @@ class Cursor(Model):
     vcenter: str
     vm: str
     disks: str
-    #: digest of the disks' contentIds at the commit, "" while applying
+    #: digest of the disks' contentIds that our own writing left or began with; "" while we change them
     content: str = ""
+    #: disks of the source that were added to the replica since `base`: their blocks began as zeroes
+    fresh: tuple[str, ...] = ()
+    #: why nothing may be concluded from `base` and `targets`: only a compare of every block may end this
+    compare: str = ""
     data_time: datetime | None = None
 
 

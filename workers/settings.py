@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
@@ -167,6 +168,9 @@ class Group(Model):
     keep_last: int = Field(default=14, ge=1)
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
 
+    def covers(self, site: str, vm: str) -> bool:
+        return site == self.source and any(fnmatchcase(vm, pattern) for pattern in self.vms)
+
 
 class Tuning(Model):
     """Rarely changed. Each default has its reason in docs/operations.md."""
@@ -177,10 +181,11 @@ class Tuning(Model):
     slice_time: Interval = "4m"
     #: a run's lease; renewed every third of it, so a dead worker's run goes on after at most this
     lease: Interval = "30s"
-    #: how often Beat's dispatch and reap tick
+    #: how often Beat's ticks come
     dispatch_every: Interval = "10s"
     reap_every: Interval = "15s"
     inventory_every: Interval = "5m"
+    prune_every: Interval = "1h"
     #: tries of one run, with growing pauses, before it counts as failed
     attempts: int = Field(default=5, ge=1)
     retry_pause: Interval = "5s"
@@ -204,6 +209,10 @@ class Settings(Model):
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     groups: dict[str, Group] = Field(default_factory=dict)
     tuning: Tuning = Tuning()
+
+    def groups_of(self, site: str, vm: str) -> list[Group]:
+        """The groups whose policy covers a VM of a site."""
+        return [group for group in self.groups.values() if group.covers(site, vm)]
 
     @model_validator(mode="after")
     def _names(self) -> Settings:

@@ -49,6 +49,8 @@ class ReplicaSpec(Model):
     notes: dict[str, str] = Field(default_factory=dict)
     #: kept: licences and cloud-init go by it. "" = a new one
     bios_uuid: str = ""
+    #: the VM's identity, known before it is built, so that its cursor can name it from the first moment; "" = vCenter's
+    instance_uuid: str = ""
     mac: Literal["keep", "generate"] = "keep"
 
 
@@ -81,6 +83,7 @@ def config_spec(spec: ReplicaSpec, place: Place) -> Built:
             guestId=config.guest_id,
             version=version,
             uuid=spec.bios_uuid or None,
+            instanceUuid=spec.instance_uuid or None,
             annotation=spec.annotation or None,
             files=vim.vm.FileInfo(vmPathName=f"[{place.datastore}]"),
             numCPUs=config.cpus,
