@@ -9,6 +9,7 @@ from tests.vsphere.conftest import MIB, Simulator, config
 from workers.errors import BadInput, NotFound, Refused, Transient, VcenterUnreachable
 from workers.vsphere import inventory, power, replica, snapshots
 from workers.vsphere import session as module
+from workers.vsphere.placement import find_place
 from workers.vsphere.session import Session
 
 
@@ -174,3 +175,12 @@ def test_where_a_replica_cannot_go(session: Session, make_vm: Any) -> None:
         with pytest.raises(NotFound, match=sentence):
             make_vm("placed", **how)
     assert inventory.list_vms(session) == []
+
+
+def test_a_right_that_is_missing_is_a_sentence(simulator: Simulator, session: Session) -> None:
+    where = {"Object": {"Type": "Folder", "Value": "group-d1"}, "PrivilegeId": "System.View"}
+    simulator.rule("CreateContainerView", Fault="NoPermission", Detail=where, Count=2)
+    with pytest.raises(BadInput, match=r"list the VMs .* privilegeId System\.View.*; give the site's user"):
+        inventory.list_vms(session)
+    with pytest.raises(BadInput, match="say where 'x' can be built"):
+        find_place(session, name="x", datastore="ds1")
