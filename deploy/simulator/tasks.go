@@ -48,6 +48,10 @@ var (
 		"VirtualMachine.ConsolidateVMDisks_Task":       {"VirtualMachine.consolidateDisks", consolidateDisks},
 		"VirtualMachineSnapshot.RemoveSnapshot_Task":   {"vm.Snapshot.remove", removeSnapshot},
 		"VirtualMachineSnapshot.RevertToSnapshot_Task": {"vm.Snapshot.revert", revertToSnapshot},
+		"Folder.Destroy_Task":                          {"Folder.destroy", destroyFolder},
+		"VirtualDiskManager.CopyVirtualDisk_Task":      {"VirtualDiskManager.copyVirtualDisk", notModelled},
+		"VirtualDiskManager.MoveVirtualDisk_Task":      {"VirtualDiskManager.moveVirtualDisk", notModelled},
+		"VirtualDiskManager.ExtendVirtualDisk_Task":    {"VirtualDiskManager.extendVirtualDisk", notModelled},
 		"VirtualDiskManager.CreateVirtualDisk_Task":    {"VirtualDiskManager.createVirtualDisk", createVirtualDisk},
 		"VirtualDiskManager.DeleteVirtualDisk_Task":    {"VirtualDiskManager.deleteVirtualDisk", deleteVirtualDisk},
 	}
@@ -62,6 +66,7 @@ var (
 		"VirtualMachineSnapshot.RenameSnapshot":       renameSnapshot,
 		"VirtualDiskManager.QueryVirtualDiskUuid":     queryDiskUUID,
 		"AuthorizationManager.HasPrivilegeOnEntities": hasPrivileges,
+		"ResourcePool.ImportVApp":                     notModelledDirectly,
 		"SearchIndex.FindAllByUuid":                   findAllByUUID,
 		"CustomFieldsManager.SetField":                setField,
 		"Datastore.RefreshDatastore":                  refreshDatastore,

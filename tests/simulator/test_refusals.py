@@ -230,6 +230,40 @@ def test_what_is_gone_is_not_found(sim: Sim) -> None:
         sim.read(vm, "name")
 
 
+def test_a_running_vm_gets_processors_and_memory_only_with_hot_add(sim: Sim) -> None:
+    vm = sim.create("r-hot", cpuHotAddEnabled=True)
+    sim.wait(vm.PowerOnVM_Task())
+    with pytest.raises(vim.fault.InvalidPowerState):
+        sim.reconfigure(vm, memoryMB=256)
+    sim.reconfigure(vm, numCPUs=2, memoryMB=64)
+    assert (vm.config.hardware.numCPU, vm.config.hardware.memoryMB) == (2, 64)
+    sim.wait(vm.PowerOffVM_Task())
+    sim.reconfigure(vm, memoryMB=256)
+
+
+def test_an_instance_uuid_is_given_once(sim: Sim) -> None:
+    uuid = "52000000-0000-4000-8000-00000000000a"
+    first, second = sim.create("r-id1", instanceUuid=uuid), sim.create("r-id2", instanceUuid=uuid)
+    assert first.config.instanceUuid == uuid != second.config.instanceUuid
+
+
+def test_what_would_lose_bytes_is_refused(sim: Sim) -> None:
+    vm = sim.create("r-bytes")
+    manager = sim.content.virtualDiskManager
+    name = disks(vm)[0].backing.fileName
+    with pytest.raises(vmodl.fault.NotSupported):
+        sim.wait(manager.CopyVirtualDisk_Task(name, sim.dc, "[fast] r-bytes/copy.vmdk", sim.dc))
+    with pytest.raises(vim.fault.FileLocked):
+        sim.wait(manager.DeleteVirtualDisk_Task(name, sim.dc))
+    folder = sim.dc.vmFolder.CreateFolder("r-folder")
+    inside = sim.wait(folder.CreateFolder("r-inner").Destroy_Task())
+    assert inside is None and folder.childEntity == []
+    sim.wait(folder.MoveIntoFolder_Task([vm]))
+    with pytest.raises(vmodl.fault.NotSupported, match="not empty"):
+        sim.wait(folder.Destroy_Task())
+    assert sim.all(vim.VirtualMachine)["r-bytes"] == vm
+
+
 def test_moving_files_is_not_modelled_and_refused(sim: Sim) -> None:
     vm = sim.create("r-move")
     with pytest.raises(vmodl.fault.NotSupported):
