@@ -146,12 +146,24 @@ func newTask(c *call, id string) *simulator.Task {
 		t.Info.Entity, t.Info.EntityName = nil, ""
 		if e, ok := simulator.Map.Get(entity).(mo.Entity); ok { // clients insist that it is a managed entity
 			t.Info.Entity, t.Info.EntityName = &entity, e.Entity().Name
+			remember(e, t.Self)
 		}
 		t.Info.Reason = &types.TaskReasonUser{UserName: "user"}
 		t.Info.StartTime = &now
 		t.Info.State = types.TaskInfoStateRunning
 	})
 	return t
+}
+
+// remember lists the task with its entity, as vSphere does for some ten minutes; ours keeps the last ten.
+func remember(e mo.Entity, task types.ManagedObjectReference) {
+	simulator.Map.WithLock(e, func() {
+		recent := append([]types.ManagedObjectReference{}, e.Entity().RecentTask...)
+		if len(recent) >= 10 {
+			recent = recent[1:]
+		}
+		e.Entity().RecentTask = append(recent, task)
+	})
 }
 
 func setTask(t *simulator.Task, changes ...types.PropertyChange) {

@@ -243,7 +243,9 @@ def test_privileges_can_be_missing(sim: Sim) -> None:
 
 def test_a_failed_call_leaves_its_vm_alone(sim: Sim) -> None:
     vm = sim.create("x-alone")
-    sim.control(rules=[{"method": "CreateSnapshot_Task", "count": 1, "fault": "ApplicationQuiesceFault", "asTask": True}])
+    sim.control(
+        rules=[{"method": "CreateSnapshot_Task", "count": 1, "fault": "ApplicationQuiesceFault", "asTask": True}]
+    )
     with pytest.raises(vim.fault.ApplicationQuiesceFault):
         sim.snapshot(vm, "s")
     assert vm.snapshot is None and disks(vm)[0].backing.parent is None

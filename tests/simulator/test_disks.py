@@ -123,9 +123,7 @@ def test_a_linked_clone_stands_on_the_snapshot(sim: Sim) -> None:
     sim.write(vm, 0, b"base")
     snap = sim.snapshot(vm, "s")
     sim.write(vm, 0, b"live")
-    spec = vim.vm.CloneSpec(
-        location=vim.vm.RelocateSpec(diskMoveType="createNewChildDiskBacking"), snapshot=snap
-    )
+    spec = vim.vm.CloneSpec(location=vim.vm.RelocateSpec(diskMoveType="createNewChildDiskBacking"), snapshot=snap)
     clone = sim.wait(vm.CloneVM_Task(sim.dc.vmFolder, "l-dst", spec))
     assert sim.bytes(clone).startswith(b"base")
     assert disks(clone)[0].backing.parent.fileName == "[fast] l-src/l-src.vmdk"
@@ -141,9 +139,7 @@ def test_a_linked_clone_stands_on_the_snapshot(sim: Sim) -> None:
 def test_a_disk_without_a_vm(sim: Sim) -> None:
     manager = sim.content.virtualDiskManager
     (sim.folder / "fast" / "loose").mkdir()
-    spec = vim.VirtualDiskManager.FileBackedVirtualDiskSpec(
-        capacityKb=2048, diskType="thin", adapterType="lsiLogic"
-    )
+    spec = vim.VirtualDiskManager.FileBackedVirtualDiskSpec(capacityKb=2048, diskType="thin", adapterType="lsiLogic")
     name = "[fast] loose/loose.vmdk"
     sim.wait(manager.CreateVirtualDisk_Task(name, sim.dc, spec))
     assert sim.path(name).stat().st_size == 2 * MIB

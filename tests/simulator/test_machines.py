@@ -41,7 +41,9 @@ def test_powering_on_writes_the_disks(sim: Sim) -> None:
     before = disks(vm)[0].backing.contentId
     sim.wait(vm.PowerOnVM_Task())
     booted = disks(vm)[0].backing.contentId
-    assert booted != before and vm.guestHeartbeatStatus == "green" and vm.guest.toolsRunningStatus == "guestToolsRunning"
+    assert (
+        booted != before and vm.guestHeartbeatStatus == "green" and vm.guest.toolsRunningStatus == "guestToolsRunning"
+    )
     sim.wait(vm.PowerOffVM_Task())
     assert disks(vm)[0].backing.contentId == booted and vm.guestHeartbeatStatus == "gray"
     log = (sim.path(disks(vm)[0]).parent / "vmware.log").read_text()
@@ -171,7 +173,9 @@ def test_nvram_is_there_and_can_be_read_by_those_who_may(sim: Sim) -> None:
     content = (sim.folder / "fast" / "m-nvram" / "m-nvram.nvram").read_bytes()
     assert len(content) > 4096 and content != (sim.folder / "fast" / "m-nvram2" / "m-nvram2.nvram").read_bytes()
     url = f"https://{sim.address}/folder/m-nvram/m-nvram.nvram?dcPath=DC0&dsName=fast"
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=sim.trust), urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(
+        urllib.request.HTTPSHandler(context=sim.trust), urllib.request.ProxyHandler({})
+    )
 
     def get(**headers: str) -> bytes:
         with opener.open(urllib.request.Request(url, headers=headers)) as answer:
@@ -179,7 +183,11 @@ def test_nvram_is_there_and_can_be_read_by_those_who_may(sim: Sim) -> None:
 
     assert get(Authorization="Basic " + base64.b64encode(b"robot:secret").decode()) == content
     assert get(Cookie=sim.si._stub.cookie.split(";")[0]) == content
-    for headers in ({}, {"Authorization": "Basic " + base64.b64encode(b"robot:wrong").decode()}, {"Cookie": "vmware_soap_session=x"}):
+    for headers in (
+        {},
+        {"Authorization": "Basic " + base64.b64encode(b"robot:wrong").decode()},
+        {"Cookie": "vmware_soap_session=x"},
+    ):
         with pytest.raises(urllib.error.HTTPError) as err:
             get(**headers)
         assert err.value.code == 401
@@ -272,5 +280,7 @@ def test_a_killed_vcenter_comes_back_with_its_vms(start: Callable[..., Sim], tmp
 
 def test_the_build_does_nothing_twice_and_needs_no_home(binary: Path, tmp_path: Path) -> None:
     before = binary.stat().st_mtime_ns
-    subprocess.run([REPO / "deploy/simulator/build.sh", binary], check=True, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path)
+    subprocess.run(
+        [REPO / "deploy/simulator/build.sh", binary], check=True, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path
+    )
     assert binary.stat().st_mtime_ns == before

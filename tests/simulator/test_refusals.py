@@ -183,9 +183,7 @@ def test_a_worker_may_attach_a_frozen_disk_and_the_base_waits_for_it(sim: Sim) -
     )
     sim.wait(snap.RemoveSnapshot_Task(False))
     assert disks(source)[0].backing.parent is not None  # not folded: somebody else has the base open
-    sim.reconfigure(
-        worker, deviceChange=[vim.vm.device.VirtualDeviceSpec(operation="remove", device=disks(worker)[1])]
-    )
+    sim.reconfigure(worker, deviceChange=[vim.vm.device.VirtualDeviceSpec(operation="remove", device=disks(worker)[1])])
     sim.wait(source.ConsolidateVMDisks_Task())
     assert disks(source)[0].backing.parent is None
     sim.wait(worker.PowerOffVM_Task())

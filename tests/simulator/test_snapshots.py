@@ -209,7 +209,9 @@ def test_memory_snapshots_bring_the_power_back(sim: Sim) -> None:
     vm = sim.create("s-memory")
     sim.wait(vm.PowerOnVM_Task())
     hot, cold = sim.snapshot(vm, "hot", memory=True), sim.snapshot(vm, "cold")
-    states = {n.name: n.state for n in (vm.snapshot.rootSnapshotList[0], *vm.snapshot.rootSnapshotList[0].childSnapshotList)}
+    states = {
+        n.name: n.state for n in (vm.snapshot.rootSnapshotList[0], *vm.snapshot.rootSnapshotList[0].childSnapshotList)
+    }
     assert states == {"hot": "poweredOn", "cold": "poweredOff"}
     sim.wait(cold.RevertToSnapshot_Task())
     assert vm.runtime.powerState == "poweredOff"

@@ -1,0 +1,140 @@
+#!/bin/sh
+# Makes this checkout runnable on a Debian machine: system packages, .venv, the vCenter simulator in .build/.
+#
+# Installs only what is missing, through whatever apt and pip are configured to use, and does nothing (in well under
+# a second) when everything is there. Run by every target of the Makefile.
+# PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer).
+set -eu
+
+cd "$(dirname "$0")/.."
+# A user's PATH on Debian has no sbin, where mkfs lives; golang-go may be in its versioned folder only.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+export PATH
+
+mkdir -p .build
+# Caches of pip and go go to HOME: give them one that exists, whatever the caller's environment looks like.
+if [ ! -d "${HOME:-/nonexistent}" ] || [ ! -w "$HOME" ]; then
+    mkdir -p .build/home
+    HOME=$PWD/.build/home
+    export HOME
+    unset XDG_CACHE_HOME XDG_CONFIG_HOME
+fi
+
+# Two `make` at once would build into the same folders. The lock goes with this shell; 9 is not left to children.
+exec 9>.build/setup.lock
+flock -w 1800 9 || { echo "setup: another setup has held .build/setup.lock for half an hour; end it and run again" >&2; exit 1; }
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+# ---- the system ------------------------------------------------------------------------------------------------
+
+suitable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+
+# The first python that is new enough and can make virtual environments (Debian packages the latter apart).
+find_python() {
+    for candidate in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do
+        [ -n "$candidate" ] && suitable "$candidate" || continue
+        "$candidate" -c 'import venv, ensurepip' >/dev/null 2>&1 || continue
+        command -v "$candidate"
+        return 0
+    done
+    return 1
+}
+
+initdb_there() {
+    command -v initdb >/dev/null 2>&1 && return 0
+    for file in /usr/lib/postgresql/*/bin/initdb; do [ -x "$file" ] && return 0; done
+    return 1
+}
+
+missing_packages() {
+    environment_is_current || find_python >/dev/null || echo "python3 python3-venv"
+    command -v redis-server >/dev/null || echo redis-server
+    command -v go >/dev/null || echo golang-go
+    [ -d /usr/share/gocode/src/github.com/vmware/govmomi ] || echo golang-github-vmware-govmomi-dev
+    initdb_there || echo postgresql
+    command -v mkfs.xfs >/dev/null || echo xfsprogs
+    command -v mkfs.ext4 >/dev/null && command -v debugfs >/dev/null || echo e2fsprogs
+    command -v mount >/dev/null || echo mount
+}
+
+# Debian starts a daemon as soon as its package is configured. Ours are started by the lab and the tests, each with its
+# own port and folder, so the packaged ones are neither started now (policy-rc.d, for the time of the installation and
+# only where there is none) nor at the next boot; daemons that were there before are left alone.
+as_root_install() {
+    cat <<'SCRIPT'
+set -eu
+policy=/usr/sbin/policy-rc.d
+trap '[ -z "${ours:-}" ] || rm -f "$policy"' EXIT
+trap 'exit 130' HUP INT TERM
+if [ ! -e "$policy" ]; then
+    ours=yes
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt="apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3"
+# An unreachable third-party source must not stop us: whether the packages can be had is seen by installing them.
+$apt update || echo "setup: apt-get update reported a problem; going on with the lists that are there" >&2
+$apt install --no-install-recommends "$@"
+for package in "$@"; do
+    case $package in redis-server | postgresql)
+        if command -v systemctl >/dev/null 2>&1; then systemctl disable "$package" >/dev/null 2>&1 || true; fi ;;
+    esac
+done
+SCRIPT
+}
+
+install_packages() {
+    # The lists must be split: several words may stand in one line.
+    # shellcheck disable=SC2046
+    set -- $(missing_packages)
+    [ $# -eq 0 ] && return 0
+    command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get to install them: $*"
+    if [ "$(id -u)" -eq 0 ]; then
+        root=
+    elif command -v sudo >/dev/null; then
+        root=sudo
+    else
+        fail "these Debian packages are missing: $*. Install them as root, or install sudo, and run this again."
+    fi
+    say "installing the Debian packages $* (a minute or so; log in .build/apt.log)"
+    $root sh -c "$(as_root_install)" install "$@" >.build/apt.log 2>&1 9>&- || {
+        tail -n 20 .build/apt.log >&2
+        fail "apt-get could not install: $*. The end of .build/apt.log is above."
+    }
+    # shellcheck disable=SC2046
+    set -- $(missing_packages)
+    [ $# -eq 0 ] || fail "installed, but still not usable: $*"
+}
+
+# ---- python ----------------------------------------------------------------------------------------------------
+
+# What .venv was made from. The folder belongs to it: a virtual environment does not survive being moved.
+fingerprint() { { printf '%s\n' "$PWD" "${PYTHON:-}"; cat requirements.lock pyproject.toml; } | sha256sum; }
+
+# The import tells whether the system's Python was replaced by another version underneath: blake3 is compiled for one.
+environment_is_current() {
+    [ "$(cat .venv/.stamp 2>/dev/null)" = "$(fingerprint)" ] && .venv/bin/python -c 'import blake3' 2>/dev/null
+}
+
+make_environment() {
+    python=$(find_python) || fail "no python3 >= 3.11 with venv found; install python3-venv or set PYTHON"
+    say "making .venv with $python"
+    rm -rf .venv
+    "$python" -m venv .venv || fail "$python could not make .venv; is its venv package complete?"
+    # Hashes for everything that comes from outside; the project itself is this folder and has none.
+    pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip"
+    $pip install -qq --no-deps --require-hashes -r requirements.lock 9>&- ||
+        fail "pip could not install requirements.lock. Its message is above."
+    $pip install -qq --no-deps --no-build-isolation -e . 9>&- || fail "pip could not install the project itself. Its message is above."
+    $pip check >/dev/null || fail "requirements.lock does not fit pyproject.toml (make lock mends that): $($pip check)"
+    fingerprint >.venv/.stamp
+}
+
+# ---- the simulator ---------------------------------------------------------------------------------------------
+
+install_packages
+environment_is_current || make_environment
+deploy/simulator/build.sh .build/vcenter-simulator 9>&- || fail "the vCenter simulator could not be built. The message of go is above."

@@ -1,0 +1,118 @@
+"""The Celery app: its settings, each with its reason, and what a worker process has at hand.
+
+`celery -A tasks.app` and the command `understudy` use the same. The configuration is the one that UNDERSTUDY_CONFIG or
+the current directory names (workers/settings.py).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init
+from kombu import Queue
+
+import beat_schedule
+from workers import settings
+from workers.catalogue import Catalogue
+from workers.run import Here
+from workers.settings import Settings, seconds
+
+CONTROL = "control"
+
+
+@lru_cache(maxsize=1)
+def configured() -> Settings:
+    """The configuration, read once per process."""
+    return settings.load()
+
+
+_here: dict[int, Here] = {}
+
+
+def here() -> Here:
+    """Settings and catalogue of this process; a forked child opens its own."""
+    if os.getpid() not in _here:
+        _here.clear()
+        _here[os.getpid()] = Here(configured(), Catalogue.open(configured().catalogue))
+    return _here[os.getpid()]
+
+
+def data_queue(site: str) -> str:
+    return f"data.{site}"
+
+
+def adhoc_queue(site: str) -> str:
+    return f"adhoc.{site}"
+
+
+def configuration(conf: Settings) -> dict[str, Any]:
+    """Celery's settings. What Celery on Redis really loses was measured: see docs/architecture.md, "Celery"."""
+    tuning = conf.tuning
+    work = seconds(tuning.slice_time)
+    queues = [CONTROL, *(q for site in conf.sites for q in (adhoc_queue(site), data_queue(site)))]
+    return {
+        "broker_url": conf.redis,
+        "result_backend": f"tasks.result_backend:CatalogueBackend+{conf.catalogue}",
+        # JSON only: a message or result must never be code
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        # A message is acknowledged when its work is done, and goes back when its process dies; one at a time
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "task_track_started": True,
+        # A task works for slice_time, then queues the rest; twice that is a warning, 2.5 times that is the end
+        "task_soft_time_limit": 2 * work,
+        "task_time_limit": 2 * work + work // 2,
+        "worker_soft_shutdown_timeout": 30,
+        # Killing a writer because Redis dropped buys nothing: writes are idempotent and fenced
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "broker_transport_options": {
+            # counted from delivery and never renewed: well above the hard limit, or a running task is delivered again
+            "visibility_timeout": max(1800, 4 * work),
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            # ad hoc before scheduled: queues in the order in which a worker names them
+            "queue_order_strategy": "priority",
+            "health_check_interval": 25,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "global_keyprefix": "understudy:",
+        },
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 60,
+        "result_expires": 7 * 86400,
+        "result_extended": True,
+        # Flower reads these events
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "timezone": "UTC",
+        "task_default_queue": CONTROL,
+        "task_create_missing_queues": False,
+        "task_queues": [Queue(name, routing_key=name) for name in queues],
+        "beat_schedule": beat_schedule.entries(
+            dispatch=seconds(tuning.dispatch_every),
+            reap=seconds(tuning.reap_every),
+            inventory=seconds(tuning.inventory_every),
+            prune=seconds(tuning.prune_every),
+        ),
+        "imports": ["tasks.backup", "tasks.replicate", "tasks.dispatch", "tasks.maintenance"],
+    }
+
+
+app = Celery("understudy", set_as_current=True)
+app.add_defaults(lambda: configuration(configured()))
+
+
+@worker_process_init.connect
+def _fresh(**_: Any) -> None:
+    """A pool child shares no database connection with its parent."""
+    _here.clear()

@@ -1,0 +1,39 @@
+"""Backups as tasks: `understudy.backup` is what people enqueue, `understudy.backup.run` does a run's work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+
+from tasks.app import app, here
+from tasks.dispatch import go_on, send, send_requested
+from workers import backup, dispatch
+from workers.models import Trigger
+
+
+@app.task(name="understudy.backup", typing=True)
+def request(vm: str) -> list[dict[str, Any]]:
+    """Back this VM up now, or join the backup that is running. On the control queue; ends at once."""
+    return send_requested(request_runs(vm))
+
+
+def request_runs(vm: str) -> list[Any]:
+    return [dispatch.request_backup(here(), member, Trigger.AD_HOC) for member in dispatch.find(here(), vm)]
+
+
+@app.task(name="understudy.backup.run", bind=True)
+def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
+    """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
+    report = backup.run(here(), run)
+    go_on(report)
+    if report.outcome == "succeeded" and report.point is not None:
+        _, store, uuid = here().catalogue.run(run).target.split(":", 2)
+        send(dispatch.after_backup(here(), uuid, store, report.point))
+    return report.model_dump(mode="json")
+
+
+@app.task(name="understudy.backup.clean", ignore_result=True)
+def clean(run: str, vm: str | None = None) -> None:
+    """Remove what a failed backup run left in vCenter and in the store."""
+    backup.clean_up(here(), run)

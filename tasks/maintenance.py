@@ -1,0 +1,33 @@
+"""What keeps everything tidy: the reaper's tick, and the pruning of stores."""
+
+from __future__ import annotations
+
+from tasks.app import app, data_queue, here
+from tasks.dispatch import send
+from workers import reaper
+from workers.store import Store
+
+
+@app.task(name="understudy.reap", ignore_result=True)
+def reap() -> None:
+    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up."""
+    found = reaper.reap(here())
+    send(found.lost)
+    for run in found.unclean:
+        app.send_task(
+            "understudy.backup.clean", kwargs={"run": run.id, "vm": run.vm}, queue=data_queue(run.site), expires=600
+        )
+
+
+@app.task(name="understudy.prune", ignore_result=True)
+def prune() -> None:
+    """Have each store pruned by a worker of a site that backs up to it."""
+    sites = {group.store: group.source for group in here().settings.groups.values()}
+    for store, site in sites.items():
+        prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)
+
+
+@app.task(name="understudy.prune.store")
+def prune_store(store: str) -> str:
+    """Free what no restore point needs any more."""
+    return str(Store.open(here().settings.stores[store].path).prune())

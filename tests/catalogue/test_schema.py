@@ -1,0 +1,120 @@
+"""Making, opening and migrating a catalogue."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from tests.catalogue.races import race
+from tests.services import Postgres
+from workers.catalogue import Catalogue, schema
+from workers.errors import ConfigError, StoreDamaged
+
+
+def test_the_migrations_make_the_tables_of_the_models(catalogue: Catalogue) -> None:
+    with catalogue.read() as conn:
+        context = MigrationContext.configure(conn, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, schema.metadata) == []
+
+
+def test_the_partial_index_is_the_one_of_the_models(catalogue: Catalogue) -> None:
+    """Alembic does not compare the condition of an index."""
+    live = "state IN ('queued', 'running')"
+    with catalogue.read() as conn:
+        (found,) = [
+            index for index in sa.inspect(conn).get_indexes("runs") if index["name"] == "uq_runs_one_live_per_target"
+        ]
+    condition = str(found["dialect_options"][f"{'sqlite' if catalogue.is_sqlite else 'postgresql'}_where"])
+    assert found["unique"]
+    assert "queued" in condition and "running" in condition and "succeeded" not in condition
+    assert str(schema.LIVE.compile(compile_kwargs={"literal_binds": True})).endswith(live)
+
+
+def test_the_realm_is_made_once(url: str) -> None:
+    first = Catalogue.create(url)
+    assert Catalogue.create(url).realm == first.realm == Catalogue.open(url).realm
+
+
+def test_eight_processes_make_one_catalogue(url: str) -> None:
+    realms = race(8, _make, url)
+    assert len(realms) == 8 and len(set(realms)) == 1
+
+
+def _make(_number: int, url: str) -> str:
+    return Catalogue.create(url).realm
+
+
+def test_open_refuses_what_is_not_there(url: str) -> None:
+    with pytest.raises(ConfigError, match="run `understudy init` to make one"):
+        Catalogue.open(url)
+
+
+def test_open_refuses_a_newer_version(catalogue: Catalogue) -> None:
+    _pretend(catalogue, "9999")
+    with pytest.raises(ConfigError, match="newer version \\(9999\\)"):
+        Catalogue.open(catalogue.url)
+    with pytest.raises(ConfigError, match="newer version"):
+        Catalogue.create(catalogue.url)
+
+
+def test_open_refuses_an_older_version(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    # There is one version yet: the program is made to believe in a later one.
+    monkeypatch.setattr("alembic.script.ScriptDirectory.get_current_head", lambda self: "0002")
+    with pytest.raises(ConfigError, match=r"older version \(0001\).*understudy init"):
+        Catalogue.open(catalogue.url)
+
+
+def _pretend(catalogue: Catalogue, version: str) -> None:
+    with catalogue.write() as conn:
+        conn.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{version}'")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "mysql://host/db", "sqlite://", "sqlite:///:memory:", "postgresql+psycopg://u:secret@h:x/d"],
+)
+def test_a_useless_address_is_a_sentence(url: str) -> None:
+    with pytest.raises(ConfigError, match="sqlite:////path") as caught:
+        Catalogue.open(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_password_is_in_the_url_and_nowhere_else() -> None:
+    catalogue = Catalogue("postgresql://u:secret@localhost/d")
+    assert "secret" in catalogue.url
+    assert str(catalogue) == "postgresql+psycopg://u:***@localhost/d"
+
+
+def test_sqlite_keeps_what_it_has_answered(tmp_path: Path) -> None:
+    catalogue = Catalogue.create(f"sqlite:///{tmp_path}/deep/er/catalogue.db")
+    with catalogue.read() as conn:
+        asked = {name: conn.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")}
+    assert asked == {"journal_mode": "wal", "synchronous": 2}
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "catalogue.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreDamaged, match="put back a copy"):
+        Catalogue.open(f"sqlite:///{tmp_path}/catalogue.db")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be made"):
+        Catalogue.create(f"sqlite:///{tmp_path}/file/catalogue.db")
+
+
+def test_an_empty_sqlite_file_is_not_a_catalogue(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "catalogue.db").close()
+    with pytest.raises(ConfigError, match="understudy init"):
+        Catalogue.open(f"sqlite:///{tmp_path}/catalogue.db")
+
+
+def test_a_database_that_the_server_does_not_have(postgres: Postgres) -> None:
+    with pytest.raises(ConfigError, match="create it"):
+        Catalogue.open(postgres.url("nowhere"))

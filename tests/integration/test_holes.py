@@ -1,0 +1,564 @@
+"""Interleavings that lose data unless the protocol closes them. Each is played through, then judged byte for byte."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.integration.world import MIB, World, flat
+from workers import backup, replicate
+from workers.errors import DiskBusy, FencedOut, Foreign, Touched, UnderstudyError
+from workers.models import Cursor, RunState
+from workers.replica import CURSOR
+
+
+def cursor_of(world: World, name: str) -> Cursor:
+    return Cursor.model_validate_json(world.state(world.pair(name).replica_name, "dr").notes[CURSOR])
+
+
+def give_up(world: World, run_id: str) -> None:
+    """A person or the reaper ends a dead run, so that the next one is a new run with a new fence."""
+    from workers.run import give_up as end
+
+    end(world.here, world.catalogue.run(run_id), "given up by the test")
+
+
+def test_hole_1_second_crash(world: World) -> None:
+    """A->B dies after writing x; A->C dies before x; A->D must still cover x, though x is equal in A and C and D."""
+    world.make_vm("h1", 16 * MIB)
+    world.write("h1", 0, b"A" * 4096)
+    world.backup("h1")
+    world.sync("h1")
+    world.write("h1", 0, b"B" * 4096)
+    world.backup("h1")
+    dead = world.request_sync("h1")
+    world.killed_at(dead, "slice.synced")
+    give_up(world, dead.id)
+    world.write("h1", 0, b"A" * 4096)
+    world.write("h1", 8 * MIB, b"C" * 4096)
+    world.backup("h1")
+    dead = world.request_sync("h1")
+    world.killed_at(dead, "slice.checked")
+    give_up(world, dead.id)
+    assert len(cursor_of(world, "h1").targets) == 2
+    world.write("h1", 8 * MIB + 4096, b"D" * 4096)
+    last = world.backup("h1").point
+    world.sync("h1")
+    world.assert_replica_is("h1", last)
+
+
+def test_hole_25_changed_and_changed_back(world: World) -> None:
+    """x changed in B and back in C; a run to B died in between: diff(A, C) alone would keep the middle value."""
+    world.make_vm("h25", 16 * MIB)
+    world.write("h25", 65536, b"A" * 8192)
+    world.backup("h25")
+    world.sync("h25")
+    world.write("h25", 65536, b"B" * 8192)
+    world.backup("h25")
+    dead = world.request_sync("h25")
+    world.killed_at(dead, "slice.synced")
+    give_up(world, dead.id)
+    assert b"B" * 8192 in world.replica_bytes("h25").popitem()[1]
+    world.write("h25", 65536, b"A" * 8192)
+    point = world.backup("h25").point
+    assert world.plan("h25").bytes >= 8192
+    world.sync("h25")
+    world.assert_replica_is("h25", point)
+
+
+def test_hole_2_commit_race(world: World) -> None:
+    """Run 1 sleeps in its commit, past its fence check; run 2 raises the fence and writes; run 1 wakes up."""
+    world.make_vm("h2", 16 * MIB)
+    world.backup("h2")
+    world.sync("h2")
+    world.write("h2", 0, b"1" * 4096)
+    world.backup("h2")
+    sleeper = world.request_sync("h2")
+    child = world.in_child(sleeper, "commit.before=stop")
+    wait_stopped(child.pid)
+    world.write("h2", MIB, b"2" * 4096)
+    newer = world.backup("h2").point
+    # the sleeper holds the whole-disk locks: run 2 may not even begin to write
+    world.expire_lease(sleeper)
+    give_up(world, sleeper.id)
+    second = world.request_sync("h2")
+    assert second.fence > sleeper.fence
+    report = replicate.run(world.here, second.id)
+    assert report.outcome == "waiting" and "locked" in report.reason
+    child.send_signal(18)
+    out, _ = child.communicate(timeout=60)
+    assert (child.returncode != 0 and b"FencedOut" in out) or b"Conflict" in out, out.decode()[-2000:]
+    assert cursor_of(world, "h2").state == "applying"
+    world.expire_lease(second)
+    replicate.run(world.here, second.id)
+    world.assert_replica_is("h2", newer)
+
+
+def wait_stopped(pid: int) -> None:
+    import time
+
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] == "T":
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} did not reach its step")
+
+
+@pytest.mark.parametrize("step", ["slice.locked", "slice.checked", "slice.written"])
+def test_hole_10_a_paused_writer_keeps_others_out_until_it_learns_that_it_is_fenced(world: World, step: str) -> None:
+    name = f"h10-{step.replace('.', '-')}"
+    world.make_vm(name, 16 * MIB)
+    world.backup(name)
+    world.sync(name)
+    world.write(name, 0, b"1" * 4096)
+    world.backup(name)
+    sleeper = world.request_sync(name)
+    child = world.in_child(sleeper, f"{step}=stop")
+    wait_stopped(child.pid)
+    world.write(name, 0, b"2" * 4096)
+    newer = world.backup(name).point
+    world.expire_lease(sleeper)
+    give_up(world, sleeper.id)
+    second = world.request_sync(name)
+    assert replicate.run(world.here, second.id).outcome == "waiting"
+    child.send_signal(18)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode != 0, out
+    world.expire_lease(second)
+    replicate.run(world.here, second.id)
+    world.assert_replica_is(name, newer)
+
+
+def test_hole_5_a_revert_takes_the_cursor_back_but_not_the_fence(world: World) -> None:
+    """A snapshot of an earlier state is reverted to: cursor, fence and disk list in extraConfig go back with it."""
+    world.make_vm("h5", 16 * MIB)
+    world.scribble("h5", 1)
+    first = world.backup("h5").point
+    world.sync("h5")
+    replica = world.pair("h5").replica_name
+    fence = world.catalogue.fence(replicate.target_of(world.pair("h5").id))
+    old = cursor_of(world, "h5")
+    # by hand: revert to our seal, and sync again; the fence of the catalogue is the one that counts
+    from pyVmomi import vim
+
+    seal = world.state(replica, "dr").snapshots[0]
+    world.target.wait(world.target.object(vim.vm.Snapshot, seal.moref).RevertToSnapshot_Task())
+    assert cursor_of(world, "h5").fence == old.fence
+    world.assert_replica_is("h5", first)
+    world.scribble("h5", 2)
+    second = world.backup("h5").point
+    report = world.sync("h5")
+    assert world.catalogue.run(report.run).fence > fence
+    assert cursor_of(world, "h5").fence > fence
+    world.assert_replica_is("h5", second)
+
+
+def test_hole_5_a_seal_that_does_not_belong_to_the_cursor_stops_the_pair(world: World) -> None:
+    """Somebody put an old cursor back (a re-registered VM): snapshot name and cursor disagree."""
+    world.make_vm("h5b", 16 * MIB)
+    world.backup("h5b")
+    world.sync("h5b")
+    old = cursor_of(world, "h5b")
+    world.scribble("h5b", 1)
+    world.backup("h5b")
+    world.sync("h5b")
+    replica = world.pair("h5b").replica_name
+    from workers.vsphere import replica as vsphere
+
+    state = world.state(replica, "dr")
+    vsphere.write_cursor(
+        world.target, state.identity.moref, CURSOR, old.model_dump_json(exclude_defaults=True), state.change_version
+    )
+    world.scribble("h5b", 2)
+    point = world.backup("h5b").point
+    with pytest.raises(Touched, match="do not belong to its cursor"):
+        world.sync("h5b")
+    world.sync("h5b", discard=True)
+    world.assert_replica_is("h5b", point)
+
+
+def test_hole_6_independent_disks_are_named_as_not_protected(world: World) -> None:
+    """They stand outside snapshots: what they hold can be neither frozen nor undone."""
+    from pyVmomi import vim
+
+    world.make_vm("h6", 8 * MIB)
+    change = World._new_disk(world.state("h6").config.controllers[0].key, 5, 4 * MIB, -1)
+    change.device.backing.diskMode = "independent_persistent"
+    world.source.wait(world.vm("h6").ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+    world.scribble("h6", 1)
+    report = world.backup("h6")
+    found = world.store.point(world.state("h6").identity.instance_uuid, report.point)
+    assert len(found.disks) == 1
+    assert any("independent" in reason for reason in world.catalogue.run(report.run).reasons)
+    world.held[report.point] = {found.disks[0].disk.id: world.held[report.point][found.disks[0].disk.id]}
+    world.sync("h6")
+    world.assert_replica_is("h6", report.point)
+    assert len(world.replica_disks("h6")) == 1
+
+
+def test_hole_7_power_on_by_hand_while_applying(world: World) -> None:
+    """No seal exists; the guest writes outside of the plan; nothing of it may survive into `committed`."""
+    world.make_vm("h7", 16 * MIB)
+    world.backup("h7")
+    world.sync("h7")
+    world.write("h7", 0, b"1" * 4096)
+    world.backup("h7")
+    dead = world.request_sync("h7")
+    world.killed_at(dead, "slice.synced")
+    replica = world.pair("h7").replica_name
+    vm = world.vm(replica, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": replica, "Disk": 0, "Offset": 12 * MIB, "Hex": "ff" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    with pytest.raises(Touched):
+        replicate.run(world.here, dead.id)
+    world.write("h7", MIB, b"2" * 4096)
+    point = world.backup("h7").point
+    with pytest.raises(Touched):
+        world.sync("h7")
+    report = world.sync("h7", discard=True)
+    assert "compare" in " ".join(world.catalogue.run(report.run).reasons)
+    world.assert_replica_is("h7", point)
+
+
+def test_hole_7_a_compare_that_dies_is_still_a_compare_for_the_next_run(world: World) -> None:
+    """The run that must compare everything dies; the next one may not believe the unremarkable cursor it finds."""
+    world.make_vm("h7c", 16 * MIB)
+    world.backup("h7c")
+    world.sync("h7c")
+    replica = world.pair("h7c").replica_name
+    vm = world.vm(replica, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": replica, "Disk": 0, "Offset": 12 * MIB, "Hex": "ee" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    world.write("h7c", 0, b"1" * 4096)
+    point = world.backup("h7c").point
+    dead = world.request_sync("h7c", discard=True)
+    world.killed_at(dead, "slice.checked")
+    give_up(world, dead.id)
+    report = world.sync("h7c")
+    assert report.read >= 16 * MIB
+    world.assert_replica_is("h7c", point)
+
+
+def test_hole_8_a_doubled_message_neither_starts_nor_fences_anything(world: World) -> None:
+    world.make_vm("h8", 16 * MIB)
+    world.backup("h8")
+    run = world.request_sync("h8")
+    child = world.in_child(run, "slice.locked=stop")
+    wait_stopped(child.pid)
+    for _ in range(5):
+        report = replicate.run(world.here, run.id)
+        assert report.outcome == RunState.RUNNING and report.written == 0
+        assert world.request_sync("h8").id == run.id
+    assert world.catalogue.fence(run.target) == run.fence
+    child.send_signal(18)
+    out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0, out.decode()[-2000:]
+    late = replicate.run(world.here, run.id)
+    assert late.outcome == RunState.SUCCEEDED and late.written == 0
+    world.assert_replica_is("h8", list(world.held)[-1])
+
+
+def test_hole_9_a_rebuilt_catalogue_does_not_start_its_fences_at_one(world: World) -> None:
+    world.make_vm("h9", 16 * MIB)
+    world.backup("h9")
+    for seed in range(3):
+        world.scribble("h9", seed)
+        world.backup("h9")
+        world.sync("h9")
+    held = cursor_of(world, "h9").fence
+    import sqlalchemy as sa
+
+    with world.catalogue.write() as conn:
+        conn.execute(sa.text("update fences set fence = 0"))
+    world.scribble("h9", 9)
+    point = world.backup("h9").point
+    world.sync("h9")
+    assert cursor_of(world, "h9").fence > held
+    world.assert_replica_is("h9", point)
+
+
+def test_hole_12_a_resumed_backup_never_mixes_two_snapshots(world: World) -> None:
+    """Two disks; the run dies after the first; its snapshot is lost; the guest writes on; the run is resumed."""
+    world.make_vm("h12", 8 * MIB, 8 * MIB)
+    world.scribble("h12", 1)
+    run = world.request_backup("h12")
+    world.killed_at(run, "checkpoint.after")
+    from pyVmomi import vim
+
+    (snapshot,) = world.state("h12").snapshots
+    world.source.wait(world.source.object(vim.vm.Snapshot, snapshot.moref).RemoveSnapshot_Task(removeChildren=False))
+    world.scribble("h12", 2)
+    report = backup.run(world.here, run.id)
+    world.keep("h12", report)
+    world.assert_point_is_readable("h12", report.point)
+    assert any("snapshot" in reason for reason in world.catalogue.run(run.id).reasons)
+    world.sync("h12")
+    world.assert_replica_is("h12", report.point)
+
+
+def test_hole_18_a_clone_of_a_replica_is_not_a_replica(world: World) -> None:
+    from pyVmomi import vim
+
+    world.make_vm("h18", 8 * MIB)
+    world.backup("h18")
+    world.sync("h18")
+    pair = world.pair("h18")
+    vm = world.vm(pair.replica_name, "dr")
+    folder = world.target.read(vm, "parent")["parent"]
+    world.target.wait(
+        vm.CloneVM_Task(folder, "elsewhere", vim.vm.CloneSpec(location=vim.vm.RelocateSpec(), powerOn=False))
+    )
+    world.target.wait(vm.Destroy_Task())
+    clone = world.vm("elsewhere", "dr")
+    world.target.wait(clone.Rename_Task(pair.replica_name))
+    assert CURSOR in world.state(pair.replica_name, "dr").notes
+    world.scribble("h18", 1)
+    world.backup("h18")
+    with pytest.raises(Foreign, match="clone"):
+        world.sync("h18")
+
+
+def test_hole_18_restore_points_hold_nothing_of_ours(world: World) -> None:
+    """A backup of a replica must not carry its cursor."""
+    from pyVmomi import vim
+
+    world.make_vm("h18b", 8 * MIB)
+    option = vim.option.OptionValue(key=CURSOR, value="{}")
+    world.source.wait(world.vm("h18b").ReconfigVM_Task(vim.vm.ConfigSpec(extraConfig=[option])))
+    report = world.backup("h18b")
+    text = world.store.point(world.state("h18b").identity.instance_uuid, report.point).model_dump_json()
+    assert "understudy.cursor" not in text
+
+
+def test_hole_21_hardware_in_a_half_applied_run(world: World) -> None:
+    """B adds and grows disks; the run dies half way; C has neither the added disk nor the same content."""
+    world.make_vm("h21", 8 * MIB)
+    world.scribble("h21", 1)
+    world.backup("h21")
+    world.sync("h21")
+    world.add_disk("h21", 8 * MIB)
+    world.grow_disk("h21", 0, 12 * MIB)
+    world.scribble("h21", 2)
+    world.backup("h21")
+    dead = world.request_sync("h21")
+    world.killed_at(dead, "slice.synced")
+    give_up(world, dead.id)
+    assert len(world.replica_disks("h21")) == 2
+    world.remove_disk("h21", 1)
+    world.scribble("h21", 3)
+    point = world.backup("h21").point
+    world.sync("h21")
+    world.assert_replica_is("h21", point)
+
+
+def test_hole_21_a_disk_added_by_a_dead_run_began_as_zeroes(world: World) -> None:
+    """The disk is in A, was removed in B's dead run, and is back in C with A's content: diff(A, C) alone is empty."""
+    world.make_vm("h21b", 8 * MIB, 8 * MIB)
+    world.scribble("h21b", 1)
+    world.backup("h21b")
+    world.sync("h21b")
+    pair = world.pair("h21b")
+    # the replica loses its second disk as a dead run to a point without it would have it
+    uuid = world.state("h21b").identity.instance_uuid
+    without = world.store.newest(uuid)
+    from workers.models import HardwareChange
+    from workers.vsphere import replica as vsphere
+
+    world.remove_disk("h21b", 1)
+    world.backup("h21b")
+    dead = world.request_sync("h21b")
+    world.killed_at(dead, "own.after")
+    give_up(world, dead.id)
+    assert len(world.replica_disks("h21b")) == 1
+    del without, vsphere, HardwareChange, pair
+    world.add_disk("h21b", 8 * MIB)
+    world.scribble("h21b", 2)
+    world.backup("h21b")
+    dead = world.request_sync("h21b")
+    world.killed_at(dead, "slice.checked")
+    give_up(world, dead.id)
+    point = world.backup("h21b").point
+    world.sync("h21b")
+    world.assert_replica_is("h21b", point)
+
+
+STEPS = [
+    "pin.after",
+    "create.before",
+    "create.after",
+    "own.before",
+    "own.renewed",
+    "own.after",
+    "slice.locked",
+    "slice.checked",
+    "slice.written",
+    "slice.synced",
+    "checkpoint.before",
+    "checkpoint.after",
+    "commit.before",
+    "commit.after",
+    "seal.before",
+    "seal.after",
+    "catalogue.before",
+    "catalogue.after",
+]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_first_sync_killed_at_any_step_goes_on(world: World, step: str) -> None:
+    name = f"first-{step.replace('.', '-')}"
+    world.make_vm(name, 4 * MIB, 4 * MIB)
+    world.scribble(name, 1)
+    point = world.backup(name).point
+    run = world.request_sync(name)
+    world.killed_at(run, step)
+    report = replicate.run(world.here, run.id)
+    assert report.outcome in ("succeeded", RunState.SUCCEEDED), report
+    world.assert_replica_is(name, point)
+    assert world.catalogue.sync_point(world.pair(name).id).point == point
+    assert world.plan(name).nothing_new
+
+
+@pytest.mark.parametrize("another_run", [False, True], ids=["same-run", "next-run"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "cursor.applying",
+        "unseal.before",
+        "unseal.after",
+        "hardware.after",
+        *(s for s in STEPS if not s.startswith("create")),
+    ],
+)
+def test_an_increment_killed_at_any_step_goes_on(world: World, step: str, another_run: bool) -> None:
+    """Also by the next run, which goes to a newer point: the dead one's half-written state must not show."""
+    name = f"inc{another_run:d}-{step.replace('.', '-')}"
+    world.make_vm(name, 4 * MIB, 4 * MIB)
+    world.scribble(name, 1)
+    world.backup(name)
+    world.sync(name)
+    world.add_disk(name, 2 * MIB)
+    world.scribble(name, 2)
+    point = world.backup(name).point
+    run = world.request_sync(name)
+    world.killed_at(run, step)
+    if another_run and world.catalogue.run(run.id).live:
+        give_up(world, run.id)
+        world.scribble(name, 3)
+        point = world.backup(name).point
+        world.sync(name)
+    else:
+        replicate.run(world.here, run.id)
+    world.assert_replica_is(name, point)
+    assert world.catalogue.sync_point(world.pair(name).id).point == point
+    assert world.plan(name).nothing_new
+    assert len(world.state(world.pair(name).replica_name, "dr").snapshots) == 1
+
+
+def test_hole_23_committed_but_unsealed_costs_no_compare(world: World) -> None:
+    world.make_vm("h23", 16 * MIB)
+    world.backup("h23")
+    world.sync("h23")
+    world.write("h23", 0, b"1" * 4096)
+    point = world.backup("h23").point
+    run = world.request_sync("h23")
+    world.killed_at(run, "seal.before")
+    give_up(world, run.id)
+    assert world.state(world.pair("h23").replica_name, "dr").snapshots == ()
+    report = world.sync("h23")
+    assert (report.outcome, report.read) == ("nothing new", 0)
+    assert len(world.state(world.pair("h23").replica_name, "dr").snapshots) == 1
+    assert world.catalogue.sync_point(world.pair("h23").id).point == point
+    world.write("h23", 4096, b"2" * 4096)
+    point = world.backup("h23").point
+    assert world.sync("h23").read == 4096
+    world.assert_replica_is("h23", point)
+
+
+def test_hole_24_the_worst_day(world: World) -> None:
+    """We are down; somebody boots the replica; production runs on it; it is shut down; our next tick comes."""
+    world.make_vm("h24", 16 * MIB)
+    world.scribble("h24", 1)
+    world.backup("h24")
+    world.sync("h24")
+    replica = world.pair("h24").replica_name
+    vm = world.vm(replica, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": replica, "Disk": 0, "Offset": 4096, "Hex": "ab" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    production = flat(world.dr, world.replica_disks("h24").popitem()[1].file).read_bytes()
+    world.scribble("h24", 2)
+    world.backup("h24")
+    with pytest.raises(Touched, match="production may have run on it"):
+        world.sync("h24")
+    assert flat(world.dr, world.replica_disks("h24").popitem()[1].file).read_bytes() == production
+    assert world.catalogue.failures(vm="h24", limit=1)[0].family == "touched"
+
+
+def test_hole_28_a_missed_block_is_found_by_the_sample(make_world: Callable[..., World]) -> None:
+    """With every block outside the answer sampled the miss is certain to be found, and the whole disk is compared."""
+    world = make_world(tuning={"sample": 1.0})
+    world.make_vm("h28", 8 * MIB)
+    world.scribble("h28", 1)
+    world.backup("h28")
+    world.backup("h28")
+    world.write("h28", 3 * MIB, b"missed" * 1000)
+    world.write("h28", 6 * MIB, b"reported" * 1000)
+    world.prod.control(cbt={"VM": "h28", "Disk": 0, "Hide": {"Offset": 3 * MIB, "Length": MIB}, "Answers": 5})
+    report = world.backup("h28")
+    assert any("missed a changed block" in r for r in world.catalogue.run(report.run).reasons)
+    world.assert_point_is_readable("h28", report.point)
+
+
+BACKUP_STEPS = [
+    "snapshot.before",
+    "snapshot.after",
+    "checkpoint.before",
+    "checkpoint.after",
+    "manifest.before",
+    "manifest.after",
+]
+
+
+@pytest.mark.parametrize("step", BACKUP_STEPS)
+def test_a_backup_killed_at_any_step_goes_on(world: World, step: str) -> None:
+    name = f"bk-{step.replace('.', '-')}"
+    world.make_vm(name, 4 * MIB, 4 * MIB)
+    world.scribble(name, 1)
+    world.backup(name)
+    world.scribble(name, 2)
+    frozen = {key: bytes(data) for key, data in world.log[name].items()}
+    run = world.request_backup(name)
+    world.killed_at(run, step)
+    report = backup.run(world.here, run.id)
+    assert report.point is not None
+    world.held[report.point] = frozen
+    world.assert_point_is_readable(name, report.point)
+    assert world.state(name).snapshots == ()
+    uuid = world.state(name).identity.instance_uuid
+    assert [p.seq for p in world.store.points(uuid)] == [1, 2]
+    assert not world.store.verify(deep=True)
+
+
+def test_a_failed_backup_leaves_no_snapshot_and_no_point(world: World) -> None:
+    world.make_vm("fails", 8 * MIB)
+    world.scribble("fails", 1)
+    world.backup("fails")
+    hidden = flat(world.prod, world.disks("fails")[0].file)
+    run = world.request_backup("fails")
+    world.killed_at(run, "snapshot.after")
+    hidden.with_name(hidden.name.replace("-flat", "")).rename(hidden.with_suffix(".aside"))
+    try:
+        with pytest.raises(UnderstudyError):
+            backup.run(world.here, run.id)
+    finally:
+        hidden.with_suffix(".aside").rename(hidden.with_name(hidden.name.replace("-flat", "")))
+    assert world.catalogue.run(run.id).state is RunState.FAILED
+    assert world.state("fails").snapshots == ()
+    assert len(world.store.points(world.state("fails").identity.instance_uuid)) == 1
+
+
+def test_fenced_out_and_busy_are_different_things() -> None:
+    assert not issubclass(FencedOut, DiskBusy)

@@ -1,0 +1,366 @@
+"""Two vCenters, a store, a catalogue, and a log of what each disk held: the judge of every replica's bytes.
+
+Nothing here is mocked: the vCenters are simulator processes, the disks are files, and a run that has to be killed is a
+process of its own. Only Celery is left out; `tests/integration/test_celery.py` has that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyVmomi import vim
+
+from workers import backup, dispatch, replicate
+from workers.catalogue import Catalogue
+from workers.models import Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
+from workers.run import Here
+from workers.settings import Settings
+from workers.store import Store
+from workers.vsphere import building, inventory
+from workers.vsphere.session import Session, connect
+
+ROOT = Path(__file__).resolve().parents[2]
+SIMULATOR = ROOT / ".build" / "vcenter-simulator"
+MIB = 1 << 20
+USER, PASSWORD = "operator", "secret-of-the-lab"
+
+
+class Vcenter:
+    """A simulator process."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.folder = folder
+        self.datastores = folder / f"{name}-datastores"
+        self.certificate = folder / f"{name}.pem"
+        subprocess.run([str(ROOT / "deploy/simulator/build.sh"), str(SIMULATOR)], check=True)
+        self.log = open(folder / f"{name}.log", "wb")
+        self.process = subprocess.Popen(
+            [
+                str(SIMULATOR),
+                *("-l", "127.0.0.1:0", "-u", f"{USER}:{PASSWORD}", "-name", name, "-dc", name.upper()),
+                *("-dir", str(self.datastores), "-datastores", "ds1,ds2", "-networks", "VM Network,DR Network"),
+                *("-cert", str(self.certificate), "-key", str(self.certificate.with_suffix(".key"))),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (folder / f"{name}.log").read_text()
+        self.url: str = json.loads(line)["url"]
+
+    def control(self, **order: Any) -> Any:
+        """The simulator's control endpoint: faults, delays, guest writes, lost change tracking."""
+        context = ssl._create_unverified_context()
+        request = urllib.request.Request(
+            self.url.replace("/sdk", "/_ctl"), data=json.dumps(order).encode() if order else None
+        )
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        with opener.open(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def fault(self, method: str, **rule: Any) -> None:
+        self.control(rules=[{"Method": method, "Count": 1, **rule}])
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self.log.close()
+
+
+class World:
+    """One realm over two vCenters."""
+
+    def __init__(self, folder: Path, prod: Vcenter, dr: Vcenter, **settings: Any) -> None:
+        self.folder = folder
+        self.prod, self.dr = prod, dr
+        secret = folder / "password"
+        secret.write_text(PASSWORD + "\n")
+        folder.joinpath("understudy.toml").write_text(self._toml(secret, settings))
+        from workers import settings as reading
+
+        self.config = folder / "understudy.toml"
+        self.settings: Settings = reading.load(self.config)
+        self.catalogue = Catalogue.create(self.settings.catalogue)
+        self.store = Store.create(self.settings.stores["main"].path)
+        self.here = Here(self.settings, self.catalogue)
+        #: VM name -> disk id -> what the guest has written
+        self.log: dict[str, dict[str, bytearray]] = {}
+        #: restore point id -> disk id -> what the disk held at its snapshot
+        self.held: dict[str, dict[str, bytes]] = {}
+
+    def _toml(self, secret: Path, changes: dict[str, Any]) -> str:
+        tuning = {"retry_pause": "1s", "lock_wait": "2s", "lease": "5s", "attempts": 3, **changes.get("tuning", {})}
+        lines = [
+            'redis = "redis://127.0.0.1:1/0"',
+            f'catalogue = "{changes.get("catalogue", "sqlite:///catalogue.db")}"',
+            "[tuning]",
+            *(f"{key} = {json.dumps(value)}" for key, value in tuning.items()),
+        ]
+        for vcenter in (self.prod, self.dr):
+            lines += [
+                f"[sites.{vcenter.name}]",
+                f'vcenter = "{vcenter.url}"',
+                f'user = "{USER}"',
+                f'password_file = "{secret}"',
+                f'ca_file = "{vcenter.certificate}"',
+                f"[sites.{vcenter.name}.datastores]",
+                *(f'{ds} = "{vcenter.datastores / ds}"' for ds in ("ds1", "ds2")),
+            ]
+        lines += [
+            '[stores.main]\npath = "store"',
+            '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
+            '[groups.all]\nsource = "prod"\nvms = ["*"]\nstore = "main"\ntarget = "recovery"',
+            f"keep_last = {changes.get('keep_last', 50)}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    # --- source VMs -------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> Session:
+        return connect("prod", self.settings.sites["prod"])
+
+    @property
+    def target(self) -> Session:
+        return connect("dr", self.settings.sites["dr"])
+
+    def make_vm(self, name: str, *sizes: int, powered_on: bool = True, **config: Any) -> None:
+        """A source VM with disks of so many bytes, known to the inventory."""
+        devices = [
+            vim.vm.device.VirtualDeviceSpec(
+                operation="add",
+                device=vim.vm.device.ParaVirtualSCSIController(key=-1, busNumber=0, sharedBus="noSharing"),
+            ),
+            *(self._new_disk(-1, number, size, -10 - number) for number, size in enumerate(sizes)),
+        ]
+        spec = vim.vm.ConfigSpec(
+            name=name,
+            guestId="debian12_64Guest",
+            numCPUs=2,
+            memoryMB=512,
+            version="vmx-19",
+            files=vim.vm.FileInfo(vmPathName="[ds1]"),
+            deviceChange=devices,
+            **config,
+        )
+        s = self.source
+        centers = s.read_all({vim.Datacenter: ("vmFolder",), vim.ResourcePool: ("name",)})
+        folder = next(f.values["vmFolder"] for f in centers if isinstance(f.ref, vim.Datacenter))
+        pool = next(f.ref for f in centers if isinstance(f.ref, vim.ResourcePool))
+        vm = s.wait(folder.CreateVM_Task(spec, pool))
+        if powered_on:
+            s.wait(vm.PowerOnVM_Task())
+        self.log[name] = {}
+        self._learn_disks(name)
+        self.discover()
+
+    @staticmethod
+    def _new_disk(controller: int, unit: int, size: int, key: int) -> Any:
+        return vim.vm.device.VirtualDeviceSpec(
+            operation="add",
+            fileOperation="create",
+            device=vim.vm.device.VirtualDisk(
+                key=key,
+                controllerKey=controller,
+                unitNumber=unit,
+                capacityInKB=size // 1024,
+                backing=vim.vm.device.VirtualDisk.FlatVer2BackingInfo(
+                    fileName="", diskMode="persistent", thinProvisioned=True
+                ),
+            ),
+        )
+
+    def discover(self) -> None:
+        dispatch.discover(self.here, "prod")
+
+    def state(self, name: str, site: str = "prod") -> VmState:
+        s = self.source if site == "prod" else self.target
+        return inventory.vm_state(s, inventory.find_vm(s, name).identity.moref)
+
+    def vm(self, name: str, site: str = "prod") -> Any:
+        s = self.source if site == "prod" else self.target
+        return s.vm(self.state(name, site).identity.moref)
+
+    def disks(self, name: str) -> list[Disk]:
+        return sorted(self.state(name).config.disks, key=lambda d: d.key)
+
+    def _learn_disks(self, name: str) -> None:
+        here = {d.id: d for d in self.disks(name)}
+        for gone in set(self.log[name]) - set(here):
+            del self.log[name][gone]
+        for key, disk in here.items():
+            log = self.log[name].setdefault(key, bytearray(disk.capacity))
+            log.extend(bytes(disk.capacity - len(log)))
+
+    def write(self, name: str, offset: int, data: bytes, disk: int = 0) -> None:
+        """As the guest: to the disk's live file, and into the log."""
+        found = self.disks(name)[disk]
+        with open(flat(self.prod, found.file), "r+b") as file:
+            file.seek(offset)
+            file.write(data)
+        self.log[name][found.id][offset : offset + len(data)] = data
+
+    def scribble(self, name: str, seed: int, *, count: int = 5, longest: int = 200_000) -> None:
+        """Random writes on every disk, some of zeroes."""
+        rng = random.Random(seed)
+        for number, disk in enumerate(self.disks(name)):
+            for _ in range(count):
+                length = rng.randrange(1, min(longest, disk.capacity))
+                data = bytes(length) if rng.random() < 0.2 else rng.randbytes(length)
+                self.write(name, rng.randrange(0, disk.capacity - length), data, number)
+
+    def add_disk(self, name: str, size: int) -> None:
+        state = self.state(name)
+        used = {d.unit for d in state.config.disks}
+        unit = next(u for u in range(16) if u not in used and u != 7)
+        change = self._new_disk(state.config.controllers[0].key, unit, size, -1)
+        self._reconfigure(name, change)
+
+    def remove_disk(self, name: str, number: int) -> None:
+        self._edit(name, number, "remove", "destroy")
+
+    def grow_disk(self, name: str, number: int, size: int) -> None:
+        self._edit(name, number, "edit", None, size)
+
+    def _edit(self, name: str, number: int, operation: str, files: str | None, size: int | None = None) -> None:
+        key = self.disks(name)[number].key
+        device = next(d for d in self.vm(name).config.hardware.device if d.key == key)
+        if size is not None:
+            device.capacityInKB, device.capacityInBytes = size // 1024, size
+        self._reconfigure(
+            name, vim.vm.device.VirtualDeviceSpec(operation=operation, fileOperation=files, device=device)
+        )
+
+    def _reconfigure(self, name: str, change: Any) -> None:
+        self.source.wait(self.vm(name).ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+        self._learn_disks(name)
+
+    # --- runs -------------------------------------------------------------------------------------------------
+
+    def request_backup(self, name: str) -> Run:
+        (member,) = dispatch.find(self.here, name)
+        return dispatch.request_backup(self.here, member, Trigger.AD_HOC)[0]
+
+    def request_sync(self, name: str, *, discard: bool = False) -> Run:
+        return dispatch.request_sync(self.here, self.pair(name), Trigger.AD_HOC, discard=discard)[0]
+
+    def backup(self, name: str) -> RunReport:
+        """Back up; what the disks held is kept in the log under the new point's id."""
+        report = backup.run(self.here, self.request_backup(name).id)
+        self.keep(name, report)
+        return report
+
+    def keep(self, name: str, report: RunReport) -> None:
+        if report.point is not None:
+            self.held[report.point] = {key: bytes(data) for key, data in self.log[name].items()}
+
+    def sync(self, name: str, *, discard: bool = False) -> RunReport:
+        return replicate.run(self.here, self.request_sync(name, discard=discard).id)
+
+    def pair(self, name: str) -> Pair:
+        (member,) = dispatch.find(self.here, name)
+        pair = dispatch.pair_of(self.here, member)
+        assert pair is not None
+        return pair
+
+    def plan(self, name: str) -> SyncPlan:
+        return replicate.preview(self.here, self.pair(name))
+
+    def in_child(self, run: Run, fault: str = "") -> subprocess.Popen[bytes]:
+        """The run's work in a process of its own, which may be told to die at a step."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.integration.child", str(self.config), run.id],
+            cwd=ROOT,
+            env={**os.environ, "UNDERSTUDY_FAULT": fault, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def killed_at(self, run: Run, step: str) -> None:
+        """Do the run's work up to a step and die there (SIGKILL). Fails when the step is not reached."""
+        child = self.in_child(run, f"{step}=kill")
+        out, _ = child.communicate(timeout=120)
+        assert child.returncode == -9, f"the step {step} was not reached: {out.decode()[-3000:]}"
+        self.expire_lease(run)
+
+    def expire_lease(self, run: Run) -> None:
+        """What the passing of time does to a dead worker's lease."""
+        import sqlalchemy as sa
+
+        with self.catalogue.write() as conn:
+            conn.execute(
+                sa.text("update runs set lease_until = :long_ago, not_before = null where id = :id"),
+                {"long_ago": "2000-01-01 00:00:00.000000", "id": run.id},
+            )
+
+    # --- judging ----------------------------------------------------------------------------------------------
+
+    def replica_disks(self, name: str) -> dict[str, Disk]:
+        """Source disk id -> the replica's disk, with the file that holds its bytes now."""
+        return building.disk_map(self.state(self.pair(name).replica_name, "dr"))
+
+    def replica_bytes(self, name: str) -> dict[str, bytes]:
+        return {key: flat(self.dr, disk.file).read_bytes() for key, disk in self.replica_disks(name).items()}
+
+    def assert_replica_is(self, name: str, point: str) -> None:
+        """Byte for byte what the log says the source held at this point, on every disk, also under the seal."""
+        found = self.replica_bytes(name)
+        wanted = self.held[point]
+        assert found.keys() == wanted.keys()
+        for key, data in wanted.items():
+            assert len(found[key]) == len(data), key
+            assert first_difference(found[key], data) is None, (key, first_difference(found[key], data))
+        for key, disk in self.replica_disks(name).items():
+            if disk.parent is not None:
+                assert flat(self.dr, disk.parent).read_bytes() == wanted[key]
+
+    def assert_point_is_readable(self, name: str, point: str) -> None:
+        uuid = self.state(name).identity.instance_uuid
+        found = self.store.point(uuid, point)
+        for part in found.disks:
+            reader = self.store.reader(found, part.disk.id)
+            data = bytearray(reader.size)
+            for offset in range(0, reader.size, 8 * MIB):
+                for piece in reader.read([(offset, min(8 * MIB, reader.size - offset))]):
+                    if piece.data is not None:
+                        data[piece.offset : piece.offset + piece.length] = piece.data
+            reader.close()
+            assert data == self.held[point][part.disk.id], part.disk.id
+
+
+def flat(vcenter: Vcenter, file: str) -> Path:
+    datastore, _, relative = file.removeprefix("[").partition("] ")
+    return vcenter.datastores / datastore / relative.replace(".vmdk", "-flat.vmdk")
+
+
+def first_difference(a: bytes, b: bytes) -> int | None:
+    if a == b:
+        return None
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@contextmanager
+def two_vcenters(folder: Path) -> Iterator[tuple[Vcenter, Vcenter]]:
+    prod = Vcenter(folder, "prod")
+    try:
+        dr = Vcenter(folder, "dr")
+        try:
+            yield prod, dr
+        finally:
+            dr.stop()
+    finally:
+        prod.stop()

@@ -1,0 +1,441 @@
+"""Back a VM up: from a snapshot of it (the point) to its chain of restore points in a store (the target)."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import cast
+
+import structlog
+
+from workers import faults, plan, retention
+from workers.disks.file import FileReader, datastore_file
+from workers.errors import (
+    ChangeTrackingUnusable,
+    FencedOut,
+    NotFound,
+    Refused,
+    SnapshotLost,
+    Transient,
+    UnderstudyError,
+)
+from workers.extents import EMPTY, Extents
+from workers.models import (
+    BackupMode,
+    Consistency,
+    Disk,
+    PointDisk,
+    RestorePoint,
+    RunReport,
+    RunState,
+    Slice,
+    VmConfig,
+    VmState,
+)
+from workers.point import Reader
+from workers.run import Here, Live, OutOfTime, execute
+from workers.settings import Group
+from workers.store import Store, StoreWriter
+from workers.store.layout import SEGMENT
+from workers.sync import sync
+from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere.session import Session, connect
+
+log = structlog.get_logger()
+
+#: finished segments are made durable and checkpointed this often: what a killed worker repeats at most
+FLUSH_EVERY = 20.0
+
+
+def target_of(store: str, vm: str) -> str:
+    """What a backup run fences: the VM's chain in one store."""
+    return f"chain:{store}:{vm}"
+
+
+def run(here: Here, run_id: str) -> RunReport:
+    """Do, or go on with, a backup run."""
+    return execute(here, run_id, lambda live: _backup(live))
+
+
+def snapshot_name(realm: str, run_id: str) -> str:
+    return f"{_prefix(realm)}{run_id}"
+
+
+def _prefix(realm: str) -> str:
+    return f"understudy/{realm[:8]}/backup/"
+
+
+def _backup(live: Live) -> RunReport:
+    settings = live.here.settings
+    _, store_name, uuid = live.run.target.split(":", 2)
+    store = Store.open(settings.stores[store_name].path)
+    newest = store.newest(uuid)
+    session = connect(live.run.site, settings.sites[live.run.site])
+    if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
+        report = _committed(live, store_name, newest)
+        _remove_snapshots(live, session, uuid)
+        return report
+    while True:
+        point = SnapshotPoint.take(live, session, uuid)
+        try:
+            with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid):
+                report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
+            break
+        except SnapshotLost as err:
+            live.note(f"started again from a new snapshot: {err}")
+            live.forget_slices()
+            live.remember(snapshot=None)
+    _remove_snapshots(live, session, uuid)
+    _retire(live, store, store_name, uuid)
+    return report
+
+
+@contextmanager
+def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator[None]:
+    """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
+    try:
+        yield
+    except (OutOfTime, Transient, FencedOut, SnapshotLost):
+        raise  # the run goes on later, or is not ours any more
+    except Exception:
+        try:
+            _remove_snapshots(live, session, uuid)
+        except UnderstudyError as second:
+            log.warning(f"clean-up is left to the reaper: {second}", run=live.run.id, vm=live.run.vm)
+        raise
+
+
+def clean_up(here: Here, run_id: str) -> None:
+    """What a failed backup run left: its snapshot, its unreferenced packs. Repeatable."""
+    ended = here.catalogue.run(run_id)
+    _, store_name, uuid = ended.target.split(":", 2)
+    session = connect(ended.site, here.settings.sites[ended.site])
+    found = inventory.find_uuid(session, uuid)
+    if found is not None:
+        _remove(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
+    Store.open(here.settings.stores[store_name].path).abandon(run_id)
+    here.catalogue.cleaned(run_id)
+
+
+class SnapshotPoint:
+    """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
+
+    def __init__(
+        self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
+    ) -> None:
+        self.live = live
+        self.session = session
+        self.state = state
+        self.moref = moref
+        self.consistency = consistency
+        self.taken = taken
+        self.mounts = live.here.settings.sites[live.run.site].datastores
+        self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
+        self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
+
+    @classmethod
+    def take(cls, live: Live, session: Session, uuid: str) -> SnapshotPoint:
+        """The run's snapshot: the one that an earlier message made, or a new one."""
+        state = _state(session, uuid, live.run.vm)
+        vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
+        found = snapshots.find(session, vm, name)
+        known = live.recall("snapshot")
+        if known is not None:
+            if found != known:
+                live.note(f"started again: the snapshot {known} of this run is gone")
+                live.forget_slices()
+                live.remember(snapshot=None)
+            else:
+                consistency = cast(Consistency, live.recall("consistency"))
+                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+        _remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
+        if changes.enable(session, _state(session, uuid, live.run.vm)):
+            live.note("change tracking was off and has been enabled; this run reads the whole disks")
+        faults.at("snapshot.before")
+        taken = live.here.catalogue.now()
+        moref, consistency, notes = snapshots.create(
+            session,
+            vm,
+            name,
+            f"Understudy backup of {live.run.vm}",
+            quiesce=all(group.quiesce for group in _groups(live)),
+        )
+        faults.at("snapshot.after")
+        live.note(*notes)
+        live.remember(snapshot=moref, consistency=consistency, taken=taken.isoformat())
+        return cls(live, session, _state(session, uuid, live.run.vm), moref, consistency, taken)
+
+    def reader(self, disk: str) -> Reader:
+        return FileReader(datastore_file(self.mounts, self.disks[disk].file))
+
+    def still_there(self) -> bool:
+        name = snapshot_name(self.live.here.catalogue.realm, self.live.run.id)
+        return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
+
+    def nvram(self) -> str | None:
+        """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
+        try:
+            file = inventory.nvram_path(self.session, self.state.identity.moref)
+            if file is None:
+                return None
+            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
+        except (UnderstudyError, OSError) as err:
+            self.live.note(
+                f"the NVRAM was not read ({err}); a VM built from this point starts with empty firmware settings"
+            )
+            return None
+
+
+class Chain:
+    """A VM's restore points in one store, as the target of a backup."""
+
+    def __init__(
+        self,
+        live: Live,
+        store: Store,
+        store_name: str,
+        writer: StoreWriter,
+        point: SnapshotPoint,
+        parent: RestorePoint | None,
+    ) -> None:
+        self.live = live
+        self.store = store
+        self.store_name = store_name
+        self.writer = writer
+        self.point = point
+        self.parent = parent
+        self._before = {d.disk.id: d for d in parent.disks} if parent else {}
+        self._how: dict[str, tuple[BackupMode, str]] = {}
+        self._samples: dict[str, Extents] = {}
+        self._pending: list[Slice] = []
+        self._flushed = time.monotonic()
+
+    def nothing_new(self) -> str | None:
+        return None  # a backup is asked for or due; that nothing changed is known only after change tracking answered
+
+    def take(self) -> Mapping[str, Extents]:
+        if not self.point.disks:
+            raise Refused(f"{self.live.run.vm} has no disk that can be protected: {'; '.join(self._unprotected())}")
+        return {key: self._todo(disk) for key, disk in self.point.disks.items()}
+
+    def _todo(self, disk: Disk) -> Extents:
+        """What of the disk must be read, and why, in words."""
+        before = self._before.get(disk.id)
+        reader = self.point.reader(disk.id)
+        try:
+            allocated = reader.allocated()
+        finally:
+            reader.close()
+        if self.parent is None or before is None:
+            why = "first backup of this VM" if self.parent is None else "the disk is new since the parent point"
+            self._decide(disk, "full", why)
+            return allocated
+        reason = self.live.recall(f"compare {disk.id}") or self._distrust(before, disk)
+        answer = EMPTY
+        if reason is None:
+            try:
+                assert before.disk.change_id is not None
+                answer = changes.changed_areas(
+                    self.point.session, self.point.state.identity.moref, self.point.moref, disk, before.disk.change_id
+                )
+            except ChangeTrackingUnusable as err:
+                reason = str(err)
+        if reason is not None:
+            self._decide(disk, "compare", reason)
+            return allocated | self.store.allocated(before).clip(0, disk.capacity)
+        self._samples[disk.id] = plan.sample(
+            answer, disk.capacity, self.live.here.settings.tuning.sample, f"{self.live.run.id}/{disk.id}"
+        )
+        self._decide(disk, "delta", f"change tracking since {self.parent.id}")
+        return answer | self._samples[disk.id]
+
+    def _distrust(self, before: PointDisk, disk: Disk) -> str | None:
+        assert self.parent is not None
+        return plan.distrust(
+            self.parent,
+            before,
+            disk,
+            self.point.state.host_build,
+            self.point.config.hardware_version,
+            plan.tree_fingerprint(self.point.state.snapshots),
+        )
+
+    def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
+        self._how[disk.id] = (mode, reason)
+        if self.live.recall("planned") is None:
+            self.live.note(f"{disk.label}: {mode}, {reason}")
+
+    def _unprotected(self) -> list[str]:
+        return [f"{d.label} is not protected: {d.unprotected}" for d in self.point.config.disks if d.unprotected]
+
+    def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
+        size = self.point.disks[disk].capacity
+        for start in range(0, size, SEGMENT):
+            end = min(start + SEGMENT, size)
+            if todo.clip(start, end):
+                yield start, end
+
+    def write(self, part: Slice, todo: Extents, source: Reader) -> None:
+        disk = self.point.disks[part.disk]
+        mode, _ = self._how[disk.id]
+        segment = self.writer.segment(
+            part.start // SEGMENT,
+            size=disk.capacity,
+            source=source,
+            candidates=todo,
+            parent=self._before.get(disk.id),
+            threads=self.live.threads,
+        )
+        missed = segment.differing & self._samples.get(disk.id, EMPTY)
+        if mode == "delta" and missed:
+            self._mistrust(disk, missed)
+        self._pending.append(
+            part.model_copy(
+                update={
+                    "done": part.end,
+                    "made": segment.name,
+                    "read": segment.read,
+                    "written": segment.changed,
+                    "stored": segment.stored,
+                }
+            )
+        )
+        now = time.monotonic()
+        if now > self.live.deadline or now - self._flushed > FLUSH_EVERY:
+            self._flush()
+
+    def _mistrust(self, disk: Disk, missed: Extents) -> None:
+        """A sampled block changed though change tracking did not say so: its whole answer is worthless."""
+        offset = next(iter(missed))[0]
+        reason = (
+            f"change tracking missed a changed block at byte {offset}, found by the sample; comparing the whole disk"
+        )
+        self.live.note(f"{disk.label}: {reason}")
+        self.live.remember(**{f"compare {disk.id}": reason})
+        raise SnapshotLost(reason)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self.writer.flush()
+            self.live.checkpoint(*self._pending)
+            self._pending.clear()
+        self._flushed = time.monotonic()
+
+    def commit(self) -> RunReport:
+        self._flush()
+        self.live.check()
+        if not self.point.still_there():
+            raise SnapshotLost(f"the snapshot {self.point.moref} was removed while it was read")
+        made = self.live.here.catalogue.slices(self.live.run.id)
+        seq = self.parent.seq + 1 if self.parent else 1
+        self.live.note(*self._unprotected(), *self.point.config.dropped)
+        nvram = self.point.nvram()
+        restore_point = RestorePoint(
+            realm=self.live.here.catalogue.realm,
+            id=f"{seq:08d}-{secrets.token_hex(4)}",
+            seq=seq,
+            parent=self.parent.id if self.parent else None,
+            vm=self.point.state.identity,
+            run=self.live.run.id,
+            fence=self.live.run.fence,
+            created=self.live.here.catalogue.now(),
+            data_time=self.point.taken,
+            consistency=self.point.consistency,
+            snapshot=self.point.moref,
+            tree=plan.tree_fingerprint(self.point.state.snapshots),
+            host_build=self.point.state.host_build,
+            config=self.point.config,
+            nvram=nvram,
+            disks=tuple(
+                self._point_disk(disk, [s for s in made if s.disk == disk.id]) for disk in self.point.disks.values()
+            ),
+            notes=tuple(self.live.here.catalogue.run(self.live.run.id).reasons),
+        )
+        faults.at("manifest.before")
+        self.writer.commit(restore_point)
+        faults.at("manifest.after")
+        return _committed(self.live, self.store_name, restore_point)
+
+    def _point_disk(self, disk: Disk, made: list[Slice]) -> PointDisk:
+        """The parent's segments, with those that this run made in their places."""
+        mode, reason = self._how[disk.id]
+        count = -(-disk.capacity // SEGMENT)
+        before = self._before.get(disk.id)
+        names = list(before.segments[:count]) if before else []
+        names += [""] * (count - len(names))
+        for part in made:
+            names[part.start // SEGMENT] = part.made
+        return PointDisk(
+            disk=disk,
+            segments=tuple(names),
+            segment_size=SEGMENT,
+            mode=mode,
+            reason=reason,
+            read=sum(p.read for p in made),
+            changed=sum(p.written for p in made),
+            stored=sum(p.stored for p in made),
+        )
+
+
+def _committed(live: Live, store_name: str, point: RestorePoint) -> RunReport:
+    """The manifest is in the store: tell the catalogue. Repeatable."""
+    live.here.catalogue.record_point(store_name, point)
+    mode = "full" if point.parent is None else "incremental"
+    report = live.report("succeeded", f"{mode} backup, {point.consistency}", point.id)
+    return live.finish(RunState.SUCCEEDED, report)
+
+
+def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
+    """Retention: the newest `keep_last` points stay, and those that a pin needs."""
+    keep = max((group.keep_last for group in _groups(live)), default=None)
+    if keep is None:
+        return
+    points = store.points(uuid)
+    for point in retention.expired(points, keep_last=keep, needed=set(store.pins(uuid))):
+        store.retire(uuid, point.id)
+        live.here.catalogue.drop_point(store_name, uuid, point.id)
+
+
+def _groups(live: Live) -> list[Group]:
+    """The groups that back this VM up to this store."""
+    _, store_name, _ = live.run.target.split(":", 2)
+    return [g for g in live.here.settings.groups_of(live.run.site, live.run.vm) if g.store == store_name]
+
+
+def _state(session: Session, uuid: str, name: str) -> VmState:
+    found = inventory.find_uuid(session, uuid)
+    if found is None:
+        raise NotFound(
+            f"the VM {name} ({uuid}) is not in this vCenter any more; its restore points stay. "
+            "If it was created again, the new VM has another identity: back that one up by its name"
+        )
+    state = inventory.vm_state(session, found.identity.moref)
+    if state.config.template:
+        raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
+    return state
+
+
+def _remove_snapshots(live: Live, session: Session, uuid: str) -> None:
+    """All backup snapshots of our realm on this VM: at most one run is live per chain, so none of them is needed."""
+    found = inventory.find_uuid(session, uuid)
+    if found is None:
+        return
+    prefix = _prefix(live.here.catalogue.realm)
+    for node in inventory.vm_state(session, found.identity.moref).snapshots:
+        if node.name.startswith(prefix):
+            snapshots.remove(session, found.identity.moref, node.moref)
+
+
+def _remove(session: Session, moref: str, name: str) -> None:
+    found = snapshots.find(session, moref, name)
+    if found is not None:
+        snapshots.remove(session, moref, found)
+
+
+def _time(text: str | None) -> datetime:
+    assert text is not None
+    return datetime.fromisoformat(text)

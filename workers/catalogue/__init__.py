@@ -1,0 +1,147 @@
+"""The catalogue: what was asked for, who works on it, how far it has come, what was committed, what failed.
+
+`Catalogue` is the one name to import. Its methods are plain functions of the files here, one file per subject; each
+takes the database first and is one transaction. Every one may be called again when its answer was lost.
+
+Who decides what, at the same time:
+
+| call          | holds until it is committed  | so that                                                          |
+|---------------|------------------------------|------------------------------------------------------------------|
+| request_run   | the target                   | a target has one live run, a slot one run, a fence one run       |
+| claim         | the run                      | a run has one owner; a second message for it gets None           |
+| checkpoint    | the run                      | only the present owner's work counts                             |
+| commit_sync   | the target, then the run     | no newer run can start between the fence's check and the commit  |
+| raise_fence   | the target, then the run     | the same                                                         |
+
+On SQLite each of these holds the whole file. Leases, slots and ages are measured by the database's clock alone.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from workers.catalogue import ended as _ended
+from workers.catalogue import failures as _failures
+from workers.catalogue import fences as _fences
+from workers.catalogue import inventory as _inventory
+from workers.catalogue import leases as _leases
+from workers.catalogue import migrations, schema
+from workers.catalogue import pairs as _pairs
+from workers.catalogue import points as _points
+from workers.catalogue import runs as _runs
+from workers.catalogue import slices as _slices
+from workers.catalogue import sync_points as _sync_points
+from workers.catalogue.database import LOCK_WAIT, Database, now
+from workers.catalogue.ended import Ended
+from workers.catalogue.inventory import KnownVm
+from workers.catalogue.points import PointSummary
+from workers.errors import ConfigError
+
+__all__ = ["Catalogue", "Ended", "KnownVm", "PointSummary"]
+
+
+class Catalogue(Database):
+    """An open catalogue. Threads may share it, and it may be carried over a fork."""
+
+    def __init__(self, url: str, *, lock_wait: float = LOCK_WAIT) -> None:
+        """Opens nothing yet, and checks nothing: use `create` or `open`."""
+        super().__init__(url, lock_wait=lock_wait)
+        self._realm: str | None = None
+
+    @classmethod
+    def create(cls, url: str, *, lock_wait: float = LOCK_WAIT) -> Catalogue:
+        """Make the catalogue, or bring the tables of an older one up to this version. Its realm's id is made once."""
+        made = cls(url, lock_wait=lock_wait)
+        file = made.file
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as err:
+                raise ConfigError(f"the catalogue's folder {file.parent} cannot be made: {err.strerror}") from err
+        with made.write() as conn:
+            migrations.upgrade(conn, str(made))
+            if conn.execute(sa.select(schema.realm.c.id)).first() is None:
+                conn.execute(sa.insert(schema.realm).values(id=str(uuid.uuid4()), created=now(conn)))
+        return made
+
+    @classmethod
+    def open(cls, url: str, *, lock_wait: float = LOCK_WAIT) -> Catalogue:
+        """Raises `ConfigError` when there is none, or its tables are of an older or a newer version."""
+        opened = cls(url, lock_wait=lock_wait)
+        file = opened.file
+        if file is not None and not file.exists():
+            raise ConfigError(f"there is no catalogue at {file}; run `understudy init` to make one")
+        with opened.read() as conn:
+            migrations.demand_head(conn, str(opened))
+        return opened
+
+    @property
+    def file(self) -> Path | None:
+        return Path(self._address.database or "") if self.is_sqlite else None
+
+    @property
+    def realm(self) -> str:
+        """The id of this installation."""
+        if self._realm is None:
+            with self.read() as conn:
+                self._realm = conn.execute(sa.select(schema.realm.c.id)).scalar_one()
+        return self._realm
+
+    record_inventory = _inventory.record_inventory
+    inventory = _inventory.inventory
+
+    ensure_pair = _pairs.ensure_pair
+    pair = _pairs.pair
+    pairs = _pairs.pairs
+    set_replica = _pairs.set_replica
+    pause = _pairs.pause
+    set_failover = _pairs.set_failover
+    bump_generation = _pairs.bump_generation
+
+    request_run = _runs.request_run
+    run = _runs.run
+    runs = _runs.runs
+    find_run = _runs.find_run
+    live_runs = _runs.live_runs
+    latest_ended = _ended.latest_ended
+    lost_runs = _runs.lost_runs
+    mark_sent = _runs.mark_sent
+    used_slot = _runs.used_slot
+    used_slots = _runs.used_slots
+    unclean_runs = _runs.unclean_runs
+    cleaned = _runs.cleaned
+
+    claim = _leases.claim
+    renew = _leases.renew
+    yield_run = _leases.yield_run
+    check_claim = _leases.check_claim
+    refence = _leases.refence
+    remember = _leases.remember
+    note = _leases.note
+    finish = _leases.finish
+
+    fence = _fences.fence
+    check_fence = _fences.check_fence
+    raise_fence = _fences.raise_fence
+
+    add_slices = _slices.add_slices
+    slices = _slices.slices
+    checkpoint = _slices.checkpoint
+    drop_slices = _slices.drop_slices
+
+    commit_sync = _sync_points.commit_sync
+    adopt_sync_point = _sync_points.adopt_sync_point
+    latest_sync_points = _sync_points.latest_sync_points
+    sync_point = _sync_points.sync_point
+    sync_points = _sync_points.sync_points
+
+    record_point = _points.record_point
+    points = _points.points
+    newest_points = _points.newest_points
+    drop_point = _points.drop_point
+
+    record_failure = _failures.record_failure
+    failures = _failures.failures

@@ -1,0 +1,115 @@
+"""Pairs: which VM is replicated to where, and whether that is paused."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import sqlalchemy as sa
+
+from workers.catalogue import rows, schema
+from workers.catalogue.database import Database, now, take_turns
+from workers.errors import NotFound, Refused
+from workers.models import Pair
+
+P = schema.pairs.c
+
+
+def ensure_pair(
+    db: Database,
+    *,
+    source_site: str,
+    source: str,
+    vm: str,
+    store: str,
+    recovery_target: str,
+    site: str,
+    replica_name: str,
+) -> Pair:
+    """The pair of this source VM and recovery target, made if it is new.
+
+    A known pair follows what is given (the VM may have been renamed, the store exchanged), but a replica that was
+    built stays where it is and keeps its name. Raises `Refused` when the recovery target now means another site.
+    """
+    given = {"source_site": source_site, "vm": vm, "store": store}
+    place = {"site": site, "replica_name": replica_name}
+    key = {"source": source, "recovery_target": recovery_target}
+    with db.write() as conn:
+        take_turns(conn, "pair:" + source)  # on PostgreSQL a new pair has no row yet to wait for
+        row = conn.execute(_select().where(P.source == source, P.recovery_target == recovery_target)).one_or_none()
+        if row is None:
+            pair = Pair.model_validate({"id": secrets.token_hex(6), **key, **given, **place})
+            conn.execute(sa.insert(schema.pairs).values(**pair.model_dump(), created=now(conn)))
+            return pair
+        pair = rows.read(row, Pair)
+        if pair.replica is not None:
+            if pair.site != site:
+                raise Refused(
+                    f"the recovery target {recovery_target} now means the site {site}, but the replica of {vm} "
+                    f"was built at {pair.site}; name the new place as a recovery target of its own"
+                )
+            place = {}
+        return _change(conn, pair, {**given, **place})
+
+
+def pair(db: Database, pair_id: str) -> Pair:
+    with db.read() as conn:
+        return _get(conn, pair_id)
+
+
+def pairs(db: Database, vm: str | None = None) -> list[Pair]:
+    """By VM and recovery target; of one VM when its name or instance UUID is given."""
+    query = _select().order_by(P.vm, P.recovery_target, P.id)
+    if vm is not None:
+        query = query.where((P.vm == vm) | (P.source == vm))
+    with db.read() as conn:
+        return [rows.read(row, Pair) for row in conn.execute(query)]
+
+
+def set_replica(db: Database, pair_id: str, instance_uuid: str | None) -> Pair:
+    """The replica was built (or is gone). Raises `Refused` when the pair has another one."""
+    with db.write() as conn:
+        known = _get(conn, pair_id, lock=True)
+        if None not in (known.replica, instance_uuid) and known.replica != instance_uuid:
+            raise Refused(
+                f"the pair {known.vm} -> {known.recovery_target} has the replica {known.replica} already; "
+                f"{instance_uuid} cannot become its replica before that one is given up"
+            )
+        return _change(conn, known, {"replica": instance_uuid})
+
+
+def pause(db: Database, pair_id: str, reason: str | None) -> Pair:
+    """Nothing is started for the pair until it is resumed, which is to pause it for no reason (None)."""
+    with db.write() as conn:
+        return _change(conn, _get(conn, pair_id, lock=True), {"paused": reason})
+
+
+def set_failover(db: Database, pair_id: str, failover: str) -> Pair:
+    with db.write() as conn:
+        return _change(conn, _get(conn, pair_id, lock=True), {"failover": failover})
+
+
+def bump_generation(db: Database, pair_id: str, *, at_least: int = 0) -> Pair:
+    """The generation becomes 1 + max(catalogue, at_least)."""
+    with db.write() as conn:
+        known = _get(conn, pair_id, lock=True)
+        return _change(conn, known, {"generation": 1 + max(known.generation, at_least)})
+
+
+def _select() -> sa.Select[Any]:
+    return sa.select(*rows.fields(schema.pairs, Pair))
+
+
+def _get(conn: sa.Connection, pair_id: str, *, lock: bool = False) -> Pair:
+    query = _select().where(P.id == pair_id)
+    row = conn.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NotFound(f"the catalogue has no pair {pair_id}; `understudy pairs` lists those it has")
+    return rows.read(row, Pair)
+
+
+def _change(conn: sa.Connection, known: Pair, values: dict[str, Any]) -> Pair:
+    changed = known.model_copy(update=values)
+    if changed != known:
+        conn.execute(sa.update(schema.pairs).where(P.id == known.id).values(**values))
+    return changed

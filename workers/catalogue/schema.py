@@ -1,0 +1,242 @@
+"""The catalogue's tables. A change here needs a migration; a test compares the two on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.types import TypeDecorator
+
+from workers.models import RunState
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware time in UTC. SQLite has no time zones, so there the offset is dropped on the way in and put back."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone; the catalogue keeps aware times only")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+    }
+)
+
+#: `sa.BigInteger` would not be SQLite's row id, which is what counts up by itself there.
+Number = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+
+def _text(name: str, **more: Any) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=False, **more)
+
+
+def _maybe(name: str) -> sa.Column[str | None]:
+    return sa.Column(name, sa.Text)
+
+
+def _bytes(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger, nullable=False)
+
+
+def _json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.JSON, nullable=False)
+
+
+def _time(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
+    return sa.Column(name, UtcTime, nullable=nullable)
+
+
+#: One row: which realm this is. The realm's id is made once, when the catalogue is.
+realm = sa.Table("realm", metadata, _text("id", primary_key=True), _time("created"))
+
+#: What the last complete answer of each vCenter said. Rows are never removed, only marked as gone.
+vms = sa.Table(
+    "vms",
+    metadata,
+    _text("site", primary_key=True),
+    _text("instance_uuid", primary_key=True),
+    _text("vcenter"),
+    _text("bios_uuid"),
+    _text("moref"),
+    _text("name"),
+    _text("power"),
+    sa.Column("template", sa.Boolean, nullable=False),
+    _text("folder"),
+    _time("last_seen"),
+    _time("gone_since", nullable=True),
+)
+
+pairs = sa.Table(
+    "pairs",
+    metadata,
+    _text("id", primary_key=True),
+    _text("source_site"),
+    _text("source"),
+    _text("vm"),
+    _text("store"),
+    _text("recovery_target"),
+    _text("site"),
+    _maybe("replica"),
+    _text("replica_name"),
+    sa.Column("generation", sa.Integer, nullable=False),
+    _text("failover"),
+    _maybe("paused"),
+    _time("created"),
+    sa.UniqueConstraint("source", "recovery_target"),
+)
+
+#: What is written to, and the number that its newest run carries. The row is also the lock under which runs start.
+targets = sa.Table("targets", metadata, _text("target", primary_key=True), sa.Column("fence", Number, nullable=False))
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("number", Number, primary_key=True),  # the order in which runs were made; no clock is asked
+    _text("id", unique=True),
+    _text("kind"),
+    _text("target"),
+    _text("vm"),
+    _text("site"),
+    _text("trigger"),
+    _maybe("slot"),
+    _text("state"),
+    sa.Column("fence", Number, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    _json("memory"),
+    _time("created"),
+    _time("sent"),  # when a message for this run was last put into a queue
+    _time("started", nullable=True),
+    _time("ended", nullable=True),
+    _maybe("owner"),
+    _time("lease_until", nullable=True),
+    _time("not_before", nullable=True),
+    _maybe("point"),
+    _bytes("read"),
+    _bytes("written"),
+    _bytes("stored"),
+    _json("reasons"),
+    _maybe("error"),
+    sa.UniqueConstraint("target", "fence"),
+    sa.UniqueConstraint("target", "kind", "slot"),
+    sa.Index("ix_runs_vm_number", "vm", "number"),
+)
+
+#: The live states, as literals: a partial index cannot take parameters.
+LIVE = runs.c.state.in_([sa.literal_column(f"'{state}'") for state in (RunState.QUEUED, RunState.RUNNING)])
+
+sa.Index("uq_runs_one_live_per_target", runs.c.target, unique=True, sqlite_where=LIVE, postgresql_where=LIVE)
+
+slices = sa.Table(
+    "slices",
+    metadata,
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
+    _text("disk", primary_key=True),
+    sa.Column("start", sa.BigInteger, primary_key=True),
+    _bytes("end"),
+    _bytes("done"),
+    _text("made"),
+    _bytes("read"),
+    _bytes("written"),
+    _bytes("stored"),
+)
+
+#: By run: a commit that is repeated finds its own row. No foreign key to `runs`: a rebuilt catalogue has sync points
+#: (read from the replicas) whose runs are lost.
+sync_points = sa.Table(
+    "sync_points",
+    metadata,
+    _text("run", primary_key=True),
+    sa.Column("pair", sa.Text, sa.ForeignKey("pairs.id"), nullable=False),
+    _text("vm"),
+    _text("replica"),
+    _text("point"),
+    _maybe("parent"),
+    sa.Column("fence", Number, nullable=False),
+    _time("data_time"),
+    _time("committed"),
+    _text("mode"),
+    _json("change_ids"),
+    _bytes("written"),
+    _json("reasons"),
+    sa.UniqueConstraint("pair", "fence"),
+)
+
+#: A mirror of the stores' manifests for status and dispatch. The store is the truth.
+points = sa.Table(
+    "points",
+    metadata,
+    _text("store", primary_key=True),
+    _text("vm", primary_key=True),
+    _text("id", primary_key=True),
+    sa.Column("seq", sa.BigInteger, nullable=False),
+    _maybe("parent"),
+    _text("run"),
+    _text("name"),
+    _text("consistency"),
+    _time("created"),
+    _time("data_time"),
+    _bytes("capacity"),
+    _bytes("read"),
+    _bytes("changed"),
+    _bytes("stored"),
+    sa.Index("ix_points_store_vm_seq", "store", "vm", "seq"),
+)
+
+failures = sa.Table(
+    "failures",
+    metadata,
+    sa.Column("number", Number, primary_key=True),
+    _time("at"),
+    _maybe("run"),
+    _maybe("task"),
+    _maybe("vm"),
+    _text("kind"),
+    _text("family"),
+    _text("message"),
+    sa.Index("ix_failures_run", "run"),
+    sa.Index("ix_failures_task", "task"),
+    sa.Index("ix_failures_vm_number", "vm", "number"),
+)
+
+#: What Celery knows of its tasks: rows of the result backend (tasks/result_backend.py), as JSON text.
+task_results = sa.Table(
+    "task_results",
+    metadata,
+    _text("task_id", primary_key=True),
+    _text("status"),
+    _maybe("result"),
+    sa.Column("date_done", UtcTime, index=True),
+    _maybe("traceback"),
+    _maybe("name"),
+    _maybe("args"),
+    _maybe("kwargs"),
+    _maybe("worker"),
+    sa.Column("retries", sa.Integer),
+    _maybe("queue"),
+)
+
+task_groups = sa.Table(
+    "task_groups",
+    metadata,
+    _text("taskset_id", primary_key=True),
+    _text("result"),
+    sa.Column("date_done", UtcTime, nullable=False, index=True),
+)

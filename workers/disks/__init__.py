@@ -1,0 +1,1 @@
+"""How bytes are carried: one file per carrier, each with a Reader, a Writer and a RangeLock."""

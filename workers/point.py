@@ -1,0 +1,64 @@
+"""The seam: a Point can be read, a Target can be written, `sync` brings a target up to a point.
+
+Everything that moves bytes is a `Reader` or a `Writer`. Both carry the offset in each call and may be used by several
+threads at once; neither keeps a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from workers.extents import Extents
+
+#: What a worker's thread reads, checks and writes at a time: 8 MiB, of which a worker holds a few per thread.
+BATCH = 8 << 20
+
+
+class Piece(NamedTuple):
+    """Bytes of a disk at an offset. `data` is None for zeroes, which are neither stored nor sent."""
+
+    offset: int
+    length: int
+    data: memoryview | bytes | None
+
+
+class Reader(Protocol):
+    """The frozen content of one disk."""
+
+    #: bytes
+    size: int
+
+    def allocated(self) -> Extents:
+        """Where data may be; everything outside reads as zeroes. The whole disk where that is not known."""
+
+    def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
+        """The bytes of each (offset, length), in order, covering exactly what was asked; ranges may come in parts.
+
+        The memory of a piece belongs to the caller. Raises `StoreDamaged` when a digest does not match, `OSError`
+        of the carrier.
+        """
+
+    def close(self) -> None: ...
+
+
+class Writer(Protocol):
+    """The content of one disk, writable."""
+
+    size: int
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Write each piece at its offset; a piece of zeroes must read as zeroes afterwards (hole or written)."""
+
+    def flush(self) -> None:
+        """All that was written is on stable storage when this returns; after an error none of it may be counted."""
+
+    def close(self) -> None: ...
+
+
+class RangeLock(Protocol):
+    """Keeps every other worker out of a range of a disk, or of the whole disk, until the context ends."""
+
+    def lock(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
+        """Raises `DiskBusy` with the holder, as far as it can be known, after `wait` seconds."""

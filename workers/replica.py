@@ -1,0 +1,143 @@
+"""A pair's replica VM, looked at: whose it is, what it holds, what a sync would do with it. Writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workers import plan
+from workers.errors import ConfigError, Foreign, NotFound
+from workers.extents import Extents
+from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
+from workers.run import Here
+from workers.settings import RecoveryTarget, Settings, VmOverride
+from workers.store import Store
+from workers.vsphere import inventory, replica
+from workers.vsphere.building import disk_map
+from workers.vsphere.session import Session, connect
+
+#: the extraConfig key that holds what the disks hold
+CURSOR = "understudy.cursor"
+
+
+class Replica:
+    """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
+
+    def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
+        self.here = here
+        self.pair = pair
+        self.recovery, self.override = _policy(here.settings, pair)
+        self.site = here.settings.sites[pair.site]
+        self.store = Store.open(here.settings.stores[pair.store].path)
+        self.session: Session = connect(pair.site, self.site)
+        self.points = self._up_to(self.store.points(pair.source), goal)
+        self.goal = self.points[-1] if self.points else None
+        self.state: VmState | None = self._find()
+        self.cursor = self._read_cursor(self.state)
+        #: found just now, or None: a reason to compare every block
+        self.doubt: str | None = None
+        if self.state is not None:
+            if self.cursor is None:
+                raise Foreign(
+                    f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
+                    "nothing was written. Rename or remove it, and the next sync builds a new one"
+                )
+            plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
+            evidence = replica.content_evidence(self.state)
+            self.doubt = plan.check_untouched(self.cursor, self.state, evidence, discard=discard)
+        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+
+    @staticmethod
+    def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:
+        """A run keeps the point that it began with, for its checkpoints are about that point."""
+        ids = [p.id for p in points]
+        return points[: ids.index(goal) + 1] if goal in ids else points
+
+    def _note(self, reason: str) -> None:
+        """A reason for people; only a run has somewhere to keep it."""
+
+    def _find(self) -> VmState | None:
+        if self.pair.replica is not None:
+            found = inventory.find_uuid(self.session, self.pair.replica)
+            if found is not None:
+                return inventory.vm_state(self.session, found.identity.moref)
+            self._note(f"the replica {self.pair.replica_name} is gone from its vCenter; it is built again")
+        try:
+            named = inventory.find_vm(self.session, self.pair.replica_name)
+        except NotFound:
+            return None
+        state = inventory.vm_state(self.session, named.identity.moref)
+        if self._read_cursor(state) is None:
+            raise Foreign(
+                f"a VM named {self.pair.replica_name} is already at site {self.pair.site} and is no replica of ours; "
+                "nothing was written. Rename it, or give this VM's replica another name (overrides.NAME.name)"
+            )
+        return state  # ours if its cursor says so: built by a run that stopped before it could say where
+
+    @staticmethod
+    def _read_cursor(state: VmState | None) -> Cursor | None:
+        text = state.notes.get(CURSOR) if state is not None else None
+        if not text:
+            return None
+        assert state is not None
+        try:
+            return Cursor.model_validate_json(text)
+        except ValueError as err:
+            raise Foreign(
+                f"the cursor on {state.identity.name} can not be read ({text[:80]!r}); nothing was written. "
+                "It may come from a newer Understudy: upgrade, or rename the VM to have a new replica built"
+            ) from err
+
+    def plan(self) -> SyncPlan:
+        nothing = self.decision.mode == "nothing"
+        changes = () if nothing or self.goal is None else self._hardware()
+        extents = {} if nothing else self._extents(changes)
+        return plan.sync_plan(
+            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
+        )
+
+    def _hardware(self) -> tuple[HardwareChange, ...]:
+        """What must change on the replica; nothing when it is still to be built, with all its disks."""
+        assert self.goal is not None
+        if self.state is None:
+            return ()
+        held = {key: disk.capacity for key, disk in self._disks().items()}
+        return plan.hardware(self.goal, held, self.override.excluded_disks)
+
+    def _disks(self) -> dict[str, Disk]:
+        """Source disk id -> the replica's disk that carries it."""
+        return disk_map(self.state) if self.state is not None else {}
+
+    def _extents(self, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
+        """What each disk needs: the difference between the goal and every state that its blocks may be in."""
+        assert self.goal is not None
+        known = {p.id: {d.disk.id: d for d in p.disks} for p in self.points}
+        fresh = {c.disk for c in changes if c.kind == "add disk"}
+        if self.cursor is not None:
+            fresh |= set(self.cursor.fresh)
+        result = {}
+        for part in plan.protected(self.goal, self.override.excluded_disks):
+            if self.decision.mode == "compare":
+                result[part.disk.id] = Extents.whole(part.disk.capacity)
+                continue
+            states: set[str | None] = {None} if self.decision.mode == "build" else set(self.decision.since)
+            if part.disk.id in fresh:
+                states.add(None)
+            todo = Extents.of([])
+            for state in states:
+                before = known[state].get(part.disk.id) if state is not None else None
+                todo = todo | self.store.diff(before, part)
+            result[part.disk.id] = todo
+        return result
+
+
+def _policy(settings: Settings, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:
+    """Where this pair's replica goes, and what is different for this VM."""
+    if pair.recovery_target not in settings.targets:
+        raise ConfigError(
+            f"the recovery target {pair.recovery_target} of {pair.vm} is not configured any more; "
+            f"add targets.{pair.recovery_target} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
+        )
+    for group in settings.groups_of(pair.source_site, pair.vm):
+        if group.target == pair.recovery_target:
+            return settings.targets[pair.recovery_target], group.overrides.get(pair.vm, VmOverride())
+    return settings.targets[pair.recovery_target], VmOverride()

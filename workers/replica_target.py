@@ -1,0 +1,445 @@
+"""A replica VM as the target of a sync: taken, written slice by slice, committed, sealed."""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from workers import faults, plan
+from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
+from workers.errors import FencedOut, Refused, Touched, Transient
+from workers.extents import Extents
+from workers.models import Cursor, Disk, HardwareChange, Pair, RunReport, Slice, SyncPoint
+from workers.point import Reader
+from workers.replica import CURSOR, Replica
+from workers.run import Live
+from workers.settings import seconds
+from workers.transfer import copy
+from workers.vsphere import inventory, replica, snapshots
+
+#: disk work between two checkpoints: a worker that dies repeats at most this much
+SLICE = 1 << 30
+
+
+class ReplicaTarget(Replica):
+    """Brings the replica up to `goal` for one claimed run. Every step may be entered again after a crash."""
+
+    def __init__(self, live: Live, pair: Pair) -> None:
+        self.live = live
+        super().__init__(live.here, pair, goal=live.recall("point"), discard=live.recall("discard") is not None)
+
+    def _note(self, reason: str) -> None:
+        self.live.note(reason)
+
+    def committed_by(self, run_id: str) -> bool:
+        return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
+
+    def nothing_new(self) -> str | None:
+        if self.decision.mode != "nothing":
+            return None
+        if self.cursor is not None and self.state is not None and not self.state.snapshots:
+            self._note("the last sync was committed but not sealed; sealed now")
+            with self._locked():
+                self._seal(self.cursor)
+        if self.cursor is not None and self.cursor.base is not None:
+            known = self.here.catalogue.sync_point(self.pair.id)
+            if known is None or known.point != self.cursor.base:
+                self.here.catalogue.adopt_sync_point(self._sync_point(self.cursor))
+        return self.decision.reason
+
+    def take(self) -> Mapping[str, Extents]:
+        assert self.goal is not None
+        changes = self._hardware()
+        extents = self._extents(changes)
+        if self.doubt is not None and self.live.recall("planned") is not None:
+            self.live.forget_slices()
+            self._note("the checkpoints of this run are given up: what the replica holds must be compared")
+        if self.live.recall("planned") is None:
+            self._explain(changes, extents)
+        self.store.pin(self.pair.source, self.goal.id, self._holder())
+        faults.at("pin.after")
+        if self.state is None:
+            self._build()
+        else:
+            self._begin()
+        assert self.state is not None
+        if self.pair.replica != self.state.identity.instance_uuid:
+            self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
+        with self._locked():
+            self._unseal()
+            self._own(changes)
+        return extents
+
+    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
+        worded = plan.sync_plan(
+            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
+        )
+        for disk in worded.disks:
+            self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
+        for change in worded.hardware:
+            self._note(f"hardware: {change.kind} {change.label or change.disk} ({change.capacity} bytes)")
+
+    def _build(self) -> None:
+        """The first run makes the VM, its cursor in the same call: there is no moment at which it is nobody's."""
+        assert self.goal is not None
+        uuid = self.live.recall("replica") or str(uuid4())
+        self.live.remember(replica=uuid)
+        cursor = self._cursor(state="applying", base=None, targets=(self.goal.id,), vm=uuid, disks="", content="")
+        spec = replica.ReplicaSpec(
+            name=self.pair.replica_name,
+            instance_uuid=uuid,
+            mark=f"{self.here.catalogue.realm}/{self.pair.id}",
+            bios_uuid=self.goal.vm.bios_uuid,
+            annotation=f"Replica of {self.pair.vm}, kept by Understudy: leave it off",
+            config=self.goal.config,
+            datastore=self.override.datastore or self.recovery.datastore,
+            compute=self.recovery.compute,
+            pool=self.recovery.pool,
+            folder=self.recovery.folder,
+            networks={**self.recovery.networks, **self.override.networks},
+            provisioning=self.recovery.provisioning,
+            excluded_disks=self.override.excluded_disks,
+            notes={CURSOR: cursor.model_dump_json(exclude_defaults=True)},
+        )
+        faults.at("create.before")
+        built = replica.create(self.session, spec, wait=self._patience())
+        faults.at("create.after")
+        self.live.note(*built.notes)
+        self._reread(built.moref)
+        assert self.state is not None
+        self.cursor = self._read_cursor(self.state)
+        if self.cursor != cursor:
+            raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
+        self._write_nvram()
+
+    def _begin(self) -> None:
+        """The cursor says `applying` before anything else changes; the set of targets only grows."""
+        assert self.cursor is not None and self.goal is not None
+        old = self.cursor
+        if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
+            self.live.refence(old.fence)
+        compare = self.decision.reason if self.decision.mode == "compare" else ""
+        begun = old.state == "applying" and self.goal.id in old.targets and old.run == self.live.run.id
+        if begun and bool(old.compare) == bool(compare):
+            return
+        targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
+        self._write(
+            self._cursor(
+                state="applying",
+                base=old.base,
+                targets=targets,
+                content=old.content,
+                disks=old.disks,
+                fresh=old.fresh,
+                compare=compare,
+            )
+        )
+        faults.at("cursor.applying")
+
+    def _unseal(self) -> None:
+        """Remove our seal; a file writer needs disks on which nothing stands."""
+        assert self.state is not None
+        self._reread()
+        ours = plan.seal_name(self.here.catalogue.realm, self.pair.id, "")
+        for node in (s for s in self.state.snapshots if s.name.startswith(ours)):
+            faults.at("unseal.before")
+            snapshots.remove(self.session, self.state.identity.moref, node.moref, wait=self._patience())
+            faults.at("unseal.after")
+        self._reread()
+        standing = [d for d in self.state.config.disks if d.parent is not None]
+        if standing or self.state.snapshots:
+            raise Refused(
+                f"the disks of {self.pair.replica_name} still stand on a snapshot after the seal was removed "
+                f"({standing[0].file if standing else self.state.snapshots[0].name}); "
+                "consolidate the VM's disks, then sync again"
+            )
+
+    def _own(self, changes: Sequence[HardwareChange]) -> None:
+        """Hardware follows the point, and the disks get new content ids: what was known of their data is void.
+
+        Between the cursor with `content=""` and the one with the new evidence a crash costs a compare, nothing else.
+        """
+        assert self.state is not None and self.cursor is not None and self.goal is not None
+        current = replica.content_evidence(self.state)
+        if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
+            return  # an earlier message of this run came this far
+        added = tuple(c.disk for c in changes if c.kind == "add disk" and c.disk not in self.cursor.fresh)
+        if self.cursor.content or added:
+            fresh = (*self.cursor.fresh, *added)
+            self._write(self.cursor.model_copy(update={"content": "", "fresh": fresh, "nonce": _nonce()}))
+        faults.at("own.before")
+        if changes:
+            replica.change_hardware(
+                self.session,
+                self.state.identity.moref,
+                changes,
+                self.goal.config,
+                self.state.change_version,
+                provisioning=self.recovery.provisioning,
+                wait=self._patience(),
+            )
+            self._reread()
+            faults.at("hardware.after")
+        for disk in self._disks().values():
+            Descriptor(self._path(disk)).renew_cid()
+        self._reread()
+        faults.at("own.renewed")
+        self._write(
+            self.cursor.model_copy(
+                update={
+                    "content": replica.content_evidence(self.state),
+                    "disks": replica.disk_binding(self.state),
+                    "nonce": _nonce(),
+                }
+            )
+        )
+        self.live.remember(owned=self.cursor.content)
+        faults.at("own.after")
+
+    def _owned(self) -> bool:
+        return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
+
+    def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
+        start = end = held = 0
+        for offset, length in todo.cut(SLICE):
+            if held and held + length > SLICE:
+                yield start, end
+                held = 0
+            if not held:
+                start = offset
+            end, held = offset + length, held + length
+        if held:
+            yield start, end
+
+    def write(self, part: Slice, todo: Extents, source: Reader) -> None:
+        """Lock the range, then check the fence, write, sync, and only then checkpoint."""
+        disk = self._disks()[part.disk]
+        path = self._path(disk)
+        with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+            faults.at("slice.locked")
+            self.live.check()
+            faults.at("slice.checked")
+            with closing(FileWriter(path)) as destination:
+                copied = copy(
+                    source,
+                    destination,
+                    todo,
+                    threads=self.live.threads,
+                    deadline=self.live.deadline,
+                    against=destination if self.decision.mode == "compare" else None,
+                )
+                faults.at("slice.written")
+                destination.flush()
+                faults.at("slice.synced")
+        done = part.end if copied.done >= todo.end else copied.done
+        self.live.checkpoint(
+            part.model_copy(
+                update={"done": done, "read": part.read + copied.read, "written": part.written + copied.written}
+            )
+        )
+
+    def commit(self) -> RunReport:
+        assert self.cursor is not None and self.goal is not None
+        with self._locked():
+            self.live.check()
+            self._prove_unchanged()
+            faults.at("commit.before")
+            committed = self._cursor(
+                state="committed",
+                base=self.goal.id,
+                targets=(),
+                content=self.cursor.content,
+                disks=self.cursor.disks,
+                data_time=self.goal.data_time,
+            )
+            self._write(committed)
+            faults.at("commit.after")
+        return self.conclude()
+
+    def _prove_unchanged(self) -> None:
+        """Since the slices began nobody else opened the disks: else what was checkpointed proves nothing."""
+        self._reread()
+        assert self.state is not None and self.cursor is not None
+        if (
+            self.state.power != "poweredOff"
+            or self.state.snapshots
+            or replica.content_evidence(self.state) != self.cursor.content
+        ):
+            raise Touched(
+                f"the replica {self.pair.replica_name} was powered on, snapshotted or written by somebody else during "
+                "the sync; nothing was committed. Leave it off; `understudy sync --discard-changes` compares all of it"
+            )
+
+    def conclude(self) -> RunReport:
+        """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""
+        assert self.cursor is not None and self.goal is not None and self.state is not None
+        with self._locked():
+            self.live.check()
+            self._reread()
+            self._seal(self.cursor)
+        replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
+        point = self._sync_point(self.cursor)
+        report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
+        faults.at("catalogue.before")
+        point = self.here.catalogue.commit_sync(
+            self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read
+        )
+        faults.at("catalogue.after")
+        self._unpin_others(point.point)
+        return report.model_copy(update={"sync_point": point})
+
+    def _seal(self, cursor: Cursor) -> None:
+        """The integrity snapshot, named after the sync point; made once."""
+        assert self.state is not None and cursor.base is not None
+        name = plan.seal_name(cursor.realm, cursor.pair, cursor.base)
+        if any(s.name == name for s in self.state.snapshots):
+            return
+        faults.at("seal.before")
+        snapshots.create(
+            self.session,
+            self.state.identity.moref,
+            name,
+            f"Integrity snapshot of {self.pair.vm}: nobody but Understudy changed the disks while it stands alone",
+            quiesce=False,
+            wait=self._patience(),
+        )
+        faults.at("seal.after")
+
+    # --- small parts ------------------------------------------------------------------------------------------
+
+    def _cursor(
+        self,
+        *,
+        state: Literal["committed", "applying"],
+        base: str | None,
+        targets: tuple[str, ...],
+        content: str,
+        disks: str,
+        fresh: tuple[str, ...] = (),
+        compare: str = "",
+        vm: str | None = None,
+        data_time: datetime | None = None,
+    ) -> Cursor:
+        if vm is None:
+            assert self.state is not None
+            vm = self.state.identity.instance_uuid
+        return Cursor(
+            realm=self.here.catalogue.realm,
+            pair=self.pair.id,
+            fence=self.live.run.fence,
+            state=state,
+            base=base,
+            targets=targets,
+            run=self.live.run.id,
+            nonce=_nonce(),
+            store=self.store.id,
+            source=self.pair.source,
+            vcenter=self.session.vcenter,
+            vm=vm,
+            disks=disks,
+            content=content,
+            fresh=fresh,
+            compare=compare,
+            data_time=data_time or (self.cursor.data_time if self.cursor else None),
+        )
+
+    def _write(self, cursor: Cursor) -> None:
+        """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
+        assert self.state is not None
+        self.live.check()
+        before = self._read_cursor(self.state)
+        if before is not None and before.fence > cursor.fence:
+            raise FencedOut(
+                f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "
+                "a newer run owns the replica"
+            )
+        if before is not None and self.cursor is not None and before.nonce != self.cursor.nonce:
+            raise FencedOut(f"the cursor of {self.pair.replica_name} was written by another execution of this run")
+        replica.write_cursor(
+            self.session,
+            self.state.identity.moref,
+            CURSOR,
+            cursor.model_dump_json(exclude_defaults=True),
+            self.state.change_version,
+            wait=self._patience(),
+        )
+        self.cursor = cursor
+        self._reread()
+
+    def _reread(self, moref: str | None = None) -> None:
+        if moref is None:
+            assert self.state is not None
+            moref = self.state.identity.moref
+        self.state = inventory.vm_state(self.session, moref)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The whole-disk lock on every disk of the replica, in one order."""
+        with ExitStack() as stack:
+            for path in sorted({self._base(disk) for disk in self._disks().values()}):
+                stack.enter_context(FileLock(path).lock(0, 0, wait=self._wait()))
+            yield
+
+    def _base(self, disk: Disk) -> Path:
+        return Descriptor(datastore_file(self.site.datastores, disk.parent or disk.file)).flat
+
+    def _path(self, disk: Disk) -> Path:
+        return datastore_file(self.site.datastores, disk.file)
+
+    def _patience(self) -> float:
+        """How long one vCenter task is waited for before the run comes back later."""
+        return float(seconds(self.here.settings.tuning.vcenter_wait))
+
+    def _wait(self) -> float:
+        return float(seconds(self.here.settings.tuning.lock_wait))
+
+    def _holder(self) -> str:
+        return f"{self.here.catalogue.realm}:{self.pair.id}"
+
+    def _unpin_others(self, kept: str) -> None:
+        for point, holders in self.store.pins(self.pair.source).items():
+            if point != kept and self._holder() in holders:
+                self.store.unpin(self.pair.source, point, self._holder())
+
+    def _witness(self, cursor: Cursor) -> str:
+        """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""
+        return f"{cursor.realm} {cursor.pair} fence={cursor.fence} generation={self.pair.generation} base={cursor.base}"
+
+    def _write_nvram(self) -> None:
+        assert self.goal is not None and self.state is not None
+        if self.goal.nvram is None:
+            return
+        file = inventory.nvram_path(self.session, self.state.identity.moref)
+        if file is None:
+            self._note("the NVRAM was not written: vCenter names no file for it yet")
+            return
+        datastore_file(self.site.datastores, file).write_bytes(base64.b64decode(self.goal.nvram))
+
+    def _sync_point(self, cursor: Cursor) -> SyncPoint:
+        assert cursor.base is not None and self.state is not None
+        found = next((p for p in self.points if p.id == cursor.base), None)
+        before = self.here.catalogue.sync_point(self.pair.id)
+        return SyncPoint(
+            run=cursor.run,
+            pair=self.pair.id,
+            vm=self.pair.vm,
+            replica=self.pair.replica_name,
+            point=cursor.base,
+            parent=before.point if before is not None and before.point != cursor.base else None,
+            fence=cursor.fence,
+            data_time=cursor.data_time or (found.data_time if found else self.here.catalogue.now()),
+            committed=self.here.catalogue.now(),
+            mode=self.decision.mode if self.decision.mode != "nothing" else "delta",
+            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else {},
+            written=0,
+        )
+
+
+def _nonce() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,48 @@
+"""Replicate a VM: from a restore point in a store (the point) to a replica in another vCenter (the target)."""
+
+from __future__ import annotations
+
+from workers.models import Pair, RestorePoint, RunReport, SyncPlan
+from workers.point import Reader
+from workers.replica import Replica
+from workers.replica_target import ReplicaTarget
+from workers.run import Here, Live, execute
+from workers.store import Store
+from workers.sync import sync
+
+
+def target_of(pair: str) -> str:
+    """What a sync run fences: the pair's replica."""
+    return f"pair:{pair}"
+
+
+def run(here: Here, run_id: str) -> RunReport:
+    """Do, or go on with, a sync run."""
+    return execute(here, run_id, _replicate)
+
+
+def preview(here: Here, pair: Pair, *, discard: bool = False) -> SyncPlan:
+    """What a sync of this pair would do now, and why. Reads only."""
+    return Replica(here, pair, discard=discard).plan()
+
+
+def _replicate(live: Live) -> RunReport:
+    pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
+    target = ReplicaTarget(live, pair)
+    if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
+        return target.conclude()
+    if target.goal is not None:
+        live.remember(point=target.goal.id)
+    return sync(StoredPoint(target.store, target.goal), target, live)
+
+
+class StoredPoint:
+    """A restore point, readable."""
+
+    def __init__(self, store: Store, point: RestorePoint | None) -> None:
+        self._store = store
+        self._point = point
+
+    def reader(self, disk: str) -> Reader:
+        assert self._point is not None
+        return self._store.reader(self._point, disk)

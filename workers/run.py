@@ -1,0 +1,225 @@
+"""One run: claimed under a lease, renewed while it works, given back or ended with its reason in words."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from workers import faults
+from workers.catalogue import Catalogue
+from workers.errors import FencedOut, TaskStillRunning, Transient, UnderstudyError
+from workers.models import Run, RunReport, RunState, Slice
+from workers.settings import Settings, seconds
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a worker process has at hand."""
+
+    settings: Settings
+    catalogue: Catalogue
+
+
+class OutOfTime(Exception):
+    """The task's time is up; the run is at a checkpoint and goes on in a later message."""
+
+
+class Live:
+    """A claimed run. `check` before each write; `deadline` (time.monotonic) bounds the work of this message."""
+
+    def __init__(self, here: Here, run: Run, owner: str) -> None:
+        self.here = here
+        self.run = run
+        self.owner = owner
+        self.deadline = time.monotonic() + seconds(here.settings.tuning.slice_time)
+        self._memory = dict(run.memory)
+        self._lost = threading.Event()
+
+    @property
+    def threads(self) -> int:
+        return self.here.settings.tuning.threads
+
+    def check(self) -> None:
+        """Raise `FencedOut` when this run, or this worker's claim of it, is not the one that may write."""
+        if self._lost.is_set():
+            raise FencedOut(
+                f"the lease of run {self.run.id} ran out on this worker; another one may have gone on with it"
+            )
+        self.here.catalogue.check_claim(self.run.id, self.owner, self.run.fence)
+
+    def refence(self, at_least: int) -> None:
+        """Our fence must be above one that the target has already seen (the catalogue may have been rebuilt)."""
+        self.run = self.here.catalogue.refence(self.run.id, self.owner, at_least)
+        self.note(f"fence raised to {self.run.fence}: the target had already seen {at_least}")
+
+    def recall(self, key: str) -> str | None:
+        return self._memory.get(key)
+
+    def remember(self, **memory: str | None) -> None:
+        """What a later message or another worker must know to go on."""
+        self.here.catalogue.remember(self.run.id, self.owner, **memory)
+        for key, value in memory.items():
+            if value is None:
+                self._memory.pop(key, None)
+            else:
+                self._memory[key] = value
+
+    def note(self, *reasons: str) -> None:
+        """Reasons for people: each full, compare, skip or drop."""
+        self.here.catalogue.note(self.run.id, *reasons)
+        for reason in reasons:
+            log.info(reason, run=self.run.id, vm=self.run.vm)
+
+    def slices(self, plan: Callable[[], Iterable[Slice]]) -> list[Slice]:
+        """The run's slices; planned at its first message, then from the ledger."""
+        if self.recall("planned") is None:
+            self.here.catalogue.add_slices(self.run.id, list(plan()), owner=self.owner)
+            self.remember(planned="yes")
+        return self.here.catalogue.slices(self.run.id)
+
+    def forget_slices(self) -> None:
+        self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
+        self.remember(planned=None)
+
+    def checkpoint(self, *parts: Slice) -> None:
+        """All below `done` of each part is on stable storage."""
+        faults.at("checkpoint.before")
+        for part in parts:
+            self.here.catalogue.checkpoint(self.run.id, self.run.fence, part, owner=self.owner)
+        faults.at("checkpoint.after")
+
+    def spend(self) -> None:
+        """Raise `OutOfTime` when the message's time is up. Call only right after a checkpoint."""
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def report(self, outcome: str, reason: str, point: str | None = None) -> RunReport:
+        parts = self.here.catalogue.slices(self.run.id)
+        return RunReport(
+            run=self.run.id,
+            vm=self.run.vm,
+            outcome=outcome,
+            reason=reason,
+            point=point,
+            read=sum(p.read for p in parts),
+            written=sum(p.written for p in parts),
+            stored=sum(p.stored for p in parts),
+        )
+
+    def finish(self, state: RunState, report: RunReport) -> RunReport:
+        self.here.catalogue.finish(
+            self.run.id,
+            self.owner,
+            state,
+            point=report.point,
+            read=report.read,
+            written=report.written,
+            stored=report.stored,
+        )
+        return report
+
+
+def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunReport:
+    """Claim the run and work on it. A run that another worker has, or that has ended, is left alone: that is a result.
+
+    Errors: `Transient` gives the run back for a later try, up to `tuning.attempts`; all others end it as failed and
+    are raised again. `FencedOut` ends nothing, for the run is not ours any more.
+    """
+    tuning = here.settings.tuning
+    owner = _owner()
+    run = here.catalogue.claim(run_id, owner, seconds(tuning.lease))
+    if run is None:
+        now = here.catalogue.run(run_id)
+        return RunReport(run=run_id, vm=now.vm, outcome=now.state, reason="another worker has it, or it has ended")
+    live = Live(here, run, owner)
+    if run.attempts > tuning.attempts:
+        _fail(live, err := UnderstudyError(f"its worker was lost {run.attempts - 1} times"), str(err))
+        raise err
+    with _renewed(live):
+        try:
+            return work(live)
+        except OutOfTime:
+            here.catalogue.yield_run(run_id, owner)
+            return live.report("continues", "its time in this task was up; the rest is queued")
+        except FencedOut as err:
+            log.warning(str(err), run=run_id, vm=run.vm)
+            raise
+        except Transient as err:
+            if isinstance(err, TaskStillRunning):
+                live.remember(vcenter_task=err.task)
+            if run.attempts >= tuning.attempts:
+                _fail(live, err, f"{err} (tried {run.attempts} times)")
+                raise
+            pause = seconds(tuning.retry_pause) * 2 ** (run.attempts - 1)
+            due = here.catalogue.now() + timedelta(seconds=pause)
+            here.catalogue.yield_run(run_id, owner, not_before=due, error=str(err))
+            return live.report("waiting", f"{err}; tried again in {pause} s")
+        except UnderstudyError as err:
+            _fail(live, err, str(err))
+            raise
+        except Exception as err:
+            log.exception("unexpected error", run=run_id, vm=run.vm)
+            _fail(live, err, f"unexpected {type(err).__name__}: {err}; the worker's log has the details")
+            raise
+
+
+def give_up(here: Here, run: Run, sentence: str) -> None:
+    """End a run whose worker was lost once too often. Raises `FencedOut` when another worker has it after all."""
+    owner = _owner()
+    if here.catalogue.claim(run.id, owner, seconds(here.settings.tuning.lease)) is None:
+        raise FencedOut(f"another worker went on with run {run.id}")
+    here.catalogue.finish(run.id, owner, RunState.FAILED, error=sentence, family="worker lost")
+
+
+def _owner() -> str:
+    """One execution: a message that is delivered twice makes two."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def _fail(live: Live, err: Exception, message: str) -> None:
+    """End the run as failed; a second error while doing so must not hide the first (the reaper will end the run)."""
+    family = err.family if isinstance(err, UnderstudyError) else "unexpected"
+    try:
+        live.here.catalogue.finish(live.run.id, live.owner, RunState.FAILED, error=message, family=family)
+    except UnderstudyError as second:
+        log.error(f"the failed run could not be ended: {second}", run=live.run.id, vm=live.run.vm)
+
+
+@contextmanager
+def _renewed(live: Live) -> Iterator[None]:
+    """Renew the lease every third of it from a thread of its own, until the work ends."""
+    here, lease = live.here, seconds(live.here.settings.tuning.lease)
+    done = threading.Event()
+
+    def renew() -> None:
+        last = time.monotonic()
+        while not done.wait(lease / 3):
+            try:
+                if not here.catalogue.renew(live.run.id, live.owner, lease):
+                    live._lost.set()
+                    return
+                last = time.monotonic()
+            except UnderstudyError as err:
+                log.warning(f"the lease could not be renewed: {err}", run=live.run.id)
+                if time.monotonic() - last > lease:
+                    live._lost.set()
+                    return
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,345 @@
+"""What one thread does with a batch of a segment: read, compare, cut, hash, compress, place. Own buffers, no queues."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.extents import EMPTY, GRANULE, Extents
+from workers.point import BATCH, Reader
+from workers.store import files, layout
+from workers.store.layout import ALIGN, BLOCK, PACKED, SCRAP, SMALL, ZSTD
+from workers.store.maps import GRANULES, Places
+from workers.store.packs import Blob
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdCompressor
+else:
+    from backports.zstd import ZstdCompressor
+
+Mask = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+#: Most ranges of one batch: a batch of lone granules is 16 MiB of Python objects at 64 K of them, so it is cut here.
+RANGES = 4096
+#: Room for what a batch leaves: its chunks, compressed or raw, and a blob of scraps.
+OUT = BATCH + 2 * SCRAP
+_PER_BLOCK = BLOCK // GRANULE
+
+
+class Part(NamedTuple):
+    """A batch: ranges of the disk in order, whole granules; `source` is what of them the source is asked for."""
+
+    ranges: list[tuple[int, int]]
+    bytes: int
+    source: bool
+
+
+@dataclass
+class Work:
+    """One segment while it is being made. Threads write disjoint parts of `places`."""
+
+    base: int
+    size: int
+    places: Places
+    packs: list[int]
+    #: the content before, None where that is nothing but zeroes
+    before: Reader | None
+    source: Reader
+    #: what the source is asked for; the rest of a batch comes from `before`
+    candidates: Extents
+    #: blocks that are stored whole as soon as one granule of them differs
+    fragmented: Mask
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    numbers: dict[int, int] = field(default_factory=dict)
+    read: int = 0
+    stored: int = 0
+    rewritten: int = 0
+    differing: list[Extents] = field(default_factory=list)
+
+    def number(self, pack_id: int) -> int:
+        """The pack's number in this segment, from 1."""
+        with self.lock:
+            number = self.numbers.get(pack_id)
+            if number is None:
+                self.packs.append(pack_id)
+                number = self.numbers[pack_id] = len(self.packs)
+            return number
+
+    def place(self, granules: Ints, pack_id: int, slot: int, *, packed: bool) -> None:
+        first = self.number(pack_id) << layout.PLACE_PACK | slot << layout.PLACE_SLOT
+        first |= layout.PLACE_PACKED if packed else 0
+        self.places[granules] = np.uint64(first) + np.arange(len(granules), dtype=np.uint64)
+
+
+class Pending(NamedTuple):
+    """A blob in a lane's buffer whose place is not known yet, and the granules it is for."""
+
+    blob: Blob
+    users: list[Ints]
+
+
+Find = Callable[[Sequence[bytes]], list[tuple[int, int] | None]]
+Store = Callable[[Sequence[Blob], memoryview], tuple[int, int]]
+
+
+class Lane:
+    """One thread's buffers. Used for one segment after the other."""
+
+    def __init__(self, find: Find, store: Store) -> None:
+        self._find = find
+        self._store = store
+        self._compress = ZstdCompressor(level=1)
+        self._now = np.empty(BATCH + BLOCK, np.uint8)
+        self._was = np.empty(0, np.uint8)
+        self._out = files.buffer(OUT)
+        self._filled = 0
+        self._pending: list[Pending] = []
+        self._claimed: dict[bytes, Pending] = {}
+        self._scraps = np.empty((SCRAP // GRANULE, GRANULE), np.uint8)
+        self._scrap_users: list[Ints] = []
+        self._scrap_count = 0
+
+    def process(self, work: Work, part: Part) -> None:
+        granules = _granules(part.ranges, work.base)
+        was = self._previous(work, part) if work.before is not None else None
+        now = self._current(work, part, was)
+        lines = now.view(np.uint64).reshape(-1, GRANULE // 8)
+        zero = np.bitwise_or.reduce(lines, axis=1) == 0
+        if part.source:
+            changed = ~zero if was is None else (lines != was.view(np.uint64).reshape(lines.shape)).any(axis=1)
+            self._report(work, granules[changed])
+            changed |= self._rewrite(work, granules, changed)
+        else:
+            changed = np.ones(len(granules), bool)
+            work.rewritten += part.bytes
+        work.places[granules[changed & zero]] = 0
+        self._cut(work, now, granules, changed & ~zero)
+
+    def finish(self, work: Work) -> None:
+        """Everything of the segment has its place after this."""
+        self._pack_scraps(work)
+        self._flush(work)
+
+    def reset(self) -> None:
+        """Forget what a failed segment left."""
+        self._filled = self._scrap_count = 0
+        self._pending, self._scrap_users = [], []
+        self._claimed.clear()
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def _previous(self, work: Work, part: Part) -> NDArray[np.uint8]:
+        assert work.before is not None
+        if len(self._was) < part.bytes:
+            self._was = np.empty(BATCH + BLOCK, np.uint8)
+        was = self._was[: part.bytes]
+        gather(work.before, part.ranges, was)
+        return was
+
+    def _current(self, work: Work, part: Part, was: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """The content of the batch's ranges as it shall be."""
+        if not part.source:
+            assert was is not None
+            return was
+        asked, into = part.ranges, self._now[: part.bytes]
+        if work.before is not None and was is not None:
+            wanted = _intersect(part.ranges, work.candidates)
+            if wanted != part.ranges:
+                into[:] = was
+                read = _gather_some(work.source, part.ranges, wanted, into)
+                with work.lock:
+                    work.read += read
+                return into
+        read = gather(work.source, asked, into)
+        with work.lock:
+            work.read += read
+        return into
+
+    def _report(self, work: Work, changed: Ints) -> None:
+        if not len(changed):
+            return
+        first = np.flatnonzero(np.diff(changed, prepend=-2) != 1)
+        last = np.append(first[1:], len(changed)) - 1
+        starts, ends = changed[first] * GRANULE + work.base, (changed[last] + 1) * GRANULE + work.base
+        with work.lock:
+            work.differing.append(Extents(starts, np.minimum(ends, work.size)))
+
+    def _rewrite(self, work: Work, granules: Ints, changed: Mask) -> Mask:
+        """Unchanged granules of blocks that are stored whole, because they changed and were in too many parts."""
+        blocks = granules // _PER_BLOCK
+        touched = np.zeros(GRANULES // _PER_BLOCK, bool)
+        touched[blocks[changed]] = True
+        touched &= work.fragmented
+        if not touched.any():
+            return np.zeros(len(granules), bool)
+        more = touched[blocks] & ~changed
+        with work.lock:
+            work.rewritten += int(more.sum()) * GRANULE
+        return more
+
+    # --- storing --------------------------------------------------------------------------------------------
+
+    def _cut(self, work: Work, now: NDArray[np.uint8], granules: Ints, keep: Mask) -> None:
+        """Of each block what is kept: enough of it becomes a chunk, little of it goes to the scraps."""
+        at = np.flatnonzero(keep)
+        if not len(at):
+            return
+        lines = now.reshape(-1, GRANULE)
+        blocks = granules[at] // _PER_BLOCK
+        first = np.flatnonzero(np.diff(blocks, prepend=-1))
+        counts = np.diff(first, append=len(at))
+        big = counts * GRANULE >= SMALL
+        chunks = []
+        for start, count in zip(first[big].tolist(), counts[big].tolist(), strict=True):
+            mine = at[start : start + count]
+            low, high = int(mine[0]), int(mine[-1]) + 1
+            data = lines[low:high] if high - low == count else lines[mine]
+            chunks.append((granules[mine], data.reshape(-1)))
+        self._chunks(work, chunks)
+        small = at[np.repeat(~big, counts)]
+        if len(small):
+            self._keep_scraps(work, lines, granules, small)
+
+    def _chunks(self, work: Work, chunks: list[tuple[Ints, NDArray[np.uint8]]]) -> None:
+        digests = [layout.digest(data) for _, data in chunks]
+        for (granules, data), digest, found in zip(chunks, digests, self._find(digests), strict=True):
+            if found is not None:
+                work.place(granules, *found, packed=False)
+            elif (claimed := self._claimed.get(digest)) is not None:
+                claimed.users.append(granules)
+            else:
+                self._claimed[digest] = self._put(work, data, digest, granules, 0)
+
+    def _keep_scraps(self, work: Work, lines: NDArray[np.uint8], granules: Ints, small: Ints) -> None:
+        while len(small):
+            fit = min(len(small), len(self._scraps) - self._scrap_count)
+            taken, small = small[:fit], small[fit:]
+            self._scraps[self._scrap_count : self._scrap_count + fit] = lines[taken]
+            self._scrap_users.append(granules[taken])
+            self._scrap_count += fit
+            if self._scrap_count == len(self._scraps):
+                self._pack_scraps(work)
+
+    def _pack_scraps(self, work: Work) -> None:
+        if not self._scrap_count:
+            return
+        data = self._scraps[: self._scrap_count].reshape(-1)
+        users = np.concatenate(self._scrap_users)
+        self._scrap_users, self._scrap_count = [], 0
+        self._put(work, data, layout.digest(data), users, PACKED)
+
+    def _put(self, work: Work, data: NDArray[np.uint8], digest: bytes, granules: Ints, flags: int) -> Pending:
+        """Compressed into the lane's buffer; raw when that gains nothing."""
+        raw = data.data
+        stored: bytes | memoryview = self._compress.compress(raw, ZstdCompressor.FLUSH_FRAME)
+        if len(stored) < len(raw):
+            flags |= ZSTD
+        else:
+            stored = raw
+        if self._filled + len(stored) > len(self._out) - ALIGN:
+            self._flush(work)
+        self._out[self._filled : self._filled + len(stored)] = stored
+        self._filled += len(stored)
+        pending = Pending(Blob(digest, len(stored), len(raw), flags), [granules])
+        self._pending.append(pending)
+        return pending
+
+    def _flush(self, work: Work) -> None:
+        if not self._pending:
+            return
+        end = -(-self._filled // ALIGN) * ALIGN
+        self._out[self._filled : end] = bytes(end - self._filled)
+        pack_id, slot = self._store([pending.blob for pending in self._pending], self._out[:end])
+        for number, pending in enumerate(self._pending):
+            for granules in pending.users:
+                work.place(granules, pack_id, slot + number, packed=bool(pending.blob.flags & PACKED))
+        with work.lock:
+            work.stored += self._filled
+        self._filled = 0
+        self._pending = []
+        self._claimed.clear()
+
+
+def parts(extents: Extents, size: int, *, source: bool = True) -> Iterator[Part]:
+    """Batches of up to `size` bytes and one block; what lies in one block is in one batch."""
+    ranges: list[tuple[int, int]] = []
+    held, block, end = 0, -1, -1
+    for offset, length in extents.cut(BLOCK):
+        if offset // BLOCK != block:
+            block = offset // BLOCK
+            if ranges and (held + BLOCK > size or len(ranges) >= RANGES):
+                yield Part(ranges, held, source)
+                ranges, held, end = [], 0, -1
+        if offset == end:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        else:
+            ranges.append((offset, length))
+        held, end = held + length, offset + length
+    if ranges:
+        yield Part(ranges, held, source)
+
+
+def gather(reader: Reader, ranges: Sequence[tuple[int, int]], into: NDArray[np.uint8]) -> int:
+    """The ranges, one after the other in `into`; what lies beyond the disk is zeroes. Returns the bytes read."""
+    inside = [(offset, min(length, reader.size - offset)) for offset, length in ranges if offset < reader.size]
+    if sum(length for _, length in inside) != len(into):
+        into[:] = 0
+    _copy(reader.read(inside) if inside else [], inside, ranges, into)
+    return sum(length for _, length in inside)
+
+
+def _gather_some(
+    reader: Reader, ranges: Sequence[tuple[int, int]], wanted: list[tuple[int, int]], into: NDArray[np.uint8]
+) -> int:
+    """As `gather`, only the `wanted` parts of the ranges; the rest of `into` stays."""
+    inside = [(offset, min(length, reader.size - offset)) for offset, length in wanted if offset < reader.size]
+    _copy(reader.read(inside) if inside else [], inside, ranges, into)
+    return sum(length for _, length in inside)
+
+
+def _copy(
+    pieces: Sequence[tuple[int, int, memoryview | bytes | None]],
+    asked: Sequence[tuple[int, int]],
+    ranges: Sequence[tuple[int, int]],
+    into: NDArray[np.uint8],
+) -> None:
+    """`pieces` must be exactly what was `asked`, in order: anything else would become wrong bytes."""
+    target = iter(ranges)
+    begin, length = next(target, (0, 0))
+    position = 0
+    wanted = iter(asked)
+    offset, left = next(wanted, (0, 0))
+    for piece in pieces:
+        if piece[0] != offset or piece[1] > left:
+            raise ValueError(f"the source was asked for {left} bytes at {offset} and gave {piece[1]} at {piece[0]}")
+        while offset >= begin + length:
+            position += length
+            begin, length = next(target)
+        at = position + offset - begin
+        into[at : at + piece[1]] = 0 if piece[2] is None else np.frombuffer(piece[2], np.uint8)
+        offset, left = offset + piece[1], left - piece[1]
+        if not left:
+            offset, left = next(wanted, (0, 0))
+    if left:
+        raise ValueError(f"the source was asked for bytes at {offset} and gave nothing")
+
+
+def _granules(ranges: Sequence[tuple[int, int]], base: int) -> Ints:
+    """The numbers of the ranges' granules within the segment."""
+    table = np.array(ranges, np.int64)
+    first = (table[:, 0] - base) // GRANULE
+    counts = table[:, 1] // GRANULE
+    shift: Ints = np.repeat(first - (np.cumsum(counts) - counts), counts)
+    return np.arange(len(shift), dtype=np.int64) + shift
+
+
+def _intersect(ranges: Sequence[tuple[int, int]], extents: Extents) -> list[tuple[int, int]]:
+    near = extents.clip(ranges[0][0], ranges[-1][0] + ranges[-1][1])
+    return list(near & Extents.of(ranges)) if near else list(EMPTY)

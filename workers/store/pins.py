@@ -1,0 +1,147 @@
+"""Pins: pins/<vm>/<point>/<holder> keeps a restore point. Made and checked so that no retirement slips between.
+
+pin:    writes its file, syncs it, then looks whether the point is there and nobody is retiring it.
+retire: writes an intent, syncs it, then looks for pins.
+Whichever looks last sees the other: never does `pin` return for a point that goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from workers import faults
+from workers.errors import NotFound, Refused
+from workers.store import files
+from workers.store.layout import safe
+from workers.store.points import Points
+
+
+class Pins:
+    def __init__(self, root: Path, points: Points) -> None:
+        self._root = root
+        self._points = points
+
+    def pin(self, vm: str, point_id: str, holder: str) -> None:
+        """Raises `NotFound` when the point is gone or going; then nothing is left of this call."""
+        self._points.get(vm, point_id)
+        folder = self._folder(vm, point_id)
+        file = folder / safe(holder, "a pin's holder")
+        _make(folder)
+        mine = True
+        try:
+            files.write_new(file, b"")
+        except FileExistsError:
+            mine = False
+        except FileNotFoundError as err:
+            raise _going(vm, point_id) from err
+        files.sync_folder(folder)
+        faults.at("store.pinned")
+        try:
+            self._points.get(vm, point_id)
+            if self._being_retired(vm, point_id):
+                raise _going(vm, point_id)
+        except NotFound:
+            # A pin that was there before is not ours to remove: the retirement may yet see and respect it.
+            if mine:
+                files.remove(file)
+            raise
+
+    def unpin(self, vm: str, point_id: str, holder: str) -> None:
+        """Also when it was not pinned."""
+        folder = self._folder(vm, point_id)
+        if files.remove(folder / safe(holder, "a pin's holder")):
+            files.sync_folder(folder)
+
+    def of(self, vm: str) -> dict[str, set[str]]:
+        try:
+            folders = files.names(self._root / safe(vm, "a VM's id"))
+        except FileNotFoundError:
+            return {}
+        found = {point_id: self.holders(vm, point_id) for point_id in folders}
+        return {point_id: holders for point_id, holders in found.items() if holders}
+
+    def holders(self, vm: str, point_id: str) -> set[str]:
+        try:
+            return set(files.names(self._folder(vm, point_id)))
+        except FileNotFoundError:
+            return set()
+
+    def retire(self, vm: str, point_id: str) -> None:
+        """Safe to repeat after a crash anywhere."""
+        point = self._points.get(vm, point_id)
+        with self._intent(vm, point_id):
+            self._points.check_not_newest(vm, point.seq)
+            faults.at("store.retiring")
+            if holders := self.holders(vm, point_id):
+                raise Refused(
+                    f"restore point {point_id} of VM {vm} is pinned by {', '.join(sorted(holders))}: a replica or a "
+                    f"run needs it. It can be retired once that has moved on or was removed"
+                )
+            self._points.retire(vm, point.seq, point_id)
+        with contextlib.suppress(OSError):
+            self._folder(vm, point_id).rmdir()
+
+    @contextlib.contextmanager
+    def _intent(self, vm: str, point_id: str) -> Iterator[None]:
+        """A file that is locked for as long as we live: one that is not locked was left by a crash."""
+        while True:
+            path = self._intents(vm, point_id)
+            path = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                if _locked(fd) and path.exists():
+                    files.sync_folder(path.parent)
+                    try:
+                        yield
+                    finally:
+                        files.remove(path)
+                    return
+                # A pin looked between our two calls and took it for left over: once more.
+                files.remove(path)
+            finally:
+                os.close(fd)
+
+    def _being_retired(self, vm: str, point_id: str) -> bool:
+        prefix = self._intents(vm, point_id)
+        for path in prefix.parent.glob(f"{prefix.name}.*"):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                if not _locked(fd):
+                    return True
+                files.remove(path)
+            finally:
+                os.close(fd)
+        return False
+
+    def _folder(self, vm: str, point_id: str) -> Path:
+        return self._root / safe(vm, "a VM's id") / safe(point_id, "a restore point's id")
+
+    def _intents(self, vm: str, point_id: str) -> Path:
+        return self._points.path(vm, 0).with_name(f".retiring-{safe(point_id, 'a restore point')}")
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _going(vm: str, point_id: str) -> NotFound:
+    return NotFound(f"restore point {point_id} of VM {vm} is being retired: use a newer one")
+
+
+def _make(folder: Path) -> None:
+    """The folder of a point and that of its VM, each name synced."""
+    for path in (folder.parent, folder):
+        path.mkdir(exist_ok=True)
+        files.sync_folder(path.parent)

@@ -1,0 +1,171 @@
+"""Restore points as files: points/<vm>/<seq>.json, claimed once by link(2), never edited, retired by exchange.
+
+A retired point's file stays, without its content, until prune has seen every writer end: so a sequence number is never
+claimed twice, and a listing that races with commits and retirements can be told from a quiet one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from workers.errors import Conflict, NotFound, Refused
+from workers.models import RestorePoint
+from workers.store import files
+from workers.store.layout import FORMAT, damaged, digest, safe, too_new
+
+
+class Points:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def vms(self) -> list[str]:
+        """VMs with at least one point."""
+        return [vm for vm in files.names(self.root) if self.live(vm)]
+
+    def sequences(self, vm: str) -> list[int]:
+        """All that was ever claimed and not yet forgotten, retired or not."""
+        folder = self.root / safe(vm, "a VM's id")
+        try:
+            return sorted(int(name.removesuffix(".json")) for name in files.names(folder, ".json"))
+        except FileNotFoundError:
+            return []
+        except ValueError as err:
+            raise damaged(folder, f"it holds a file that is no restore point: {err}") from err
+
+    def live(self, vm: str) -> list[int]:
+        return [seq for seq in self.sequences(vm) if not self.retired(vm, seq)]
+
+    def path(self, vm: str, seq: int) -> Path:
+        return self.root / safe(vm, "a VM's id") / f"{seq:08d}.json"
+
+    def read(self, vm: str, seq: int) -> RestorePoint | None:
+        """None when it is retired (or was forgotten)."""
+        path = self.path(vm, seq)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return decode(path, data)
+
+    def retired(self, vm: str, seq: int) -> bool:
+        try:
+            with open(self.path(vm, seq), "rb") as file:
+                return file.read(len(_RETIRED)) == _RETIRED
+        except FileNotFoundError:
+            return True
+
+    def all(self, vm: str) -> list[RestorePoint]:
+        return [point for seq in self.sequences(vm) if (point := self.read(vm, seq)) is not None]
+
+    def newest(self, vm: str) -> RestorePoint | None:
+        for seq in reversed(self.sequences(vm)):
+            if (point := self.read(vm, seq)) is not None:
+                return point
+        return None
+
+    def get(self, vm: str, point_id: str) -> RestorePoint:
+        seq = _sequence(point_id)
+        point = self.read(vm, seq) if seq is not None else None
+        if point is not None and point.id == point_id:
+            return point
+        known = [p.id for p in self.all(vm)]
+        there = f"it has {', '.join(known)}" if known else "it has none; run a backup first"
+        raise NotFound(f"there is no restore point {point_id!r} of VM {vm} in {self.root.parent}: {there}")
+
+    def check_next(self, point: RestorePoint) -> None:
+        """`Conflict` unless `point` goes on top of all others of its VM."""
+        vm = point.vm.instance_uuid
+        taken = self.sequences(vm)
+        if taken and taken[-1] >= point.seq:
+            raise _taken(point, self.read(vm, taken[-1]))
+        if point.parent is not None:
+            parent = self.read(vm, point.seq - 1)
+            if parent is None or parent.id != point.parent:
+                raise Conflict(
+                    f"restore point {point.id} of {point.vm.name} names {point.parent} as its parent, which is not "
+                    f"the point before it in {self.root.parent}: read the newest point again and take a new backup"
+                )
+
+    def claim(self, staged: Path, point: RestorePoint) -> None:
+        """Publishes what lies in `staged`, in one step and once. FileNotFoundError when `staged` was taken away."""
+        vm = point.vm.instance_uuid
+        folder = self.root / safe(vm, "a VM's id")
+        if not folder.exists():
+            folder.mkdir(exist_ok=True)
+            files.sync_folder(self.root)
+        try:
+            os.link(staged, self.path(vm, point.seq))
+        except FileExistsError as err:
+            raise _taken(point, self.read(vm, point.seq)) from err
+        files.sync_folder(folder)
+
+    def retire(self, vm: str, seq: int, point_id: str) -> None:
+        """Exchanges the manifest for a mark. The caller has checked pins."""
+        files.replace(self.path(vm, seq), _RETIRED + json.dumps(point_id).encode() + b"}\n", secrets.token_hex(4))
+
+    def check_not_newest(self, vm: str, seq: int) -> None:
+        if not any(later > seq for later in self.live(vm)):
+            raise Refused(
+                f"restore point {seq:08d} of VM {vm} is its newest: the next backup and every replica need it. "
+                f"It can be retired once there is a newer one"
+            )
+
+    def forget(self, vm: str, seq: int) -> None:
+        """Drops the mark of a retired point. For prune, when nobody can claim the number any more."""
+        files.remove(self.path(vm, seq))
+
+
+_RETIRED = b'{"format":1,"retired":'
+_LAST = b"\n}\n"
+
+
+def encode(point: RestorePoint) -> bytes:
+    """Readable JSON; the digest covers the bytes of the point between the first and the last line break."""
+    text = point.model_dump_json().encode()
+    return b'{"format":%d,"blake3":"%s","point":\n%s%s' % (FORMAT, digest(text).hex().encode(), text, _LAST)
+
+
+def decode(path: Path, data: bytes) -> RestorePoint | None:
+    """None for a retired point's mark."""
+    if data.startswith(_RETIRED):
+        return None
+    first, _, rest = data.partition(b"\n")
+    try:
+        head = json.loads(first + b"null}")
+        version, wanted = head["format"], head["blake3"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise damaged(path, "its first line is not that of a restore point") from err
+    if not isinstance(version, int) or version > FORMAT:
+        raise too_new(path, version)
+    text = rest.removesuffix(_LAST)
+    if not rest.endswith(_LAST) or digest(text).hex() != wanted:
+        raise damaged(path, "its digest does not match")
+    try:
+        point = RestorePoint.model_validate_json(text)
+    except ValidationError as err:
+        raise damaged(path, f"it does not say what a restore point must say ({err.error_count()} mistakes)") from err
+    if point.format > FORMAT:
+        raise too_new(path, point.format)
+    if path.name != f"{point.seq:08d}.json" or path.parent.name != point.vm.instance_uuid:
+        raise damaged(
+            path, f"it is restore point {point.id} of VM {point.vm.instance_uuid}: it was moved or copied here"
+        )
+    return point
+
+
+def _sequence(point_id: str) -> int | None:
+    head = point_id.partition("-")[0]
+    return int(head) if head.isascii() and head.isdigit() else None
+
+
+def _taken(point: RestorePoint, other: RestorePoint | None) -> Conflict:
+    by = f"run {other.run} committed {other.id}" if other is not None else "another run was there first"
+    return Conflict(
+        f"restore point {point.id} of {point.vm.name} comes too late: {by}. "
+        f"Read the newest point again; if that is this run's own, it is done"
+    )

@@ -1,0 +1,233 @@
+"""One disk of a restore point as a Reader: each blob is read and decompressed once per batch, and always checked."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.extents import GRANULE, Extents
+from workers.models import PointDisk
+from workers.point import Piece
+from workers.store import diff, files, layout
+from workers.store.layout import PACKED, SEGMENT, ZSTD
+from workers.store.maps import Maps
+from workers.store.packs import Pack, PackCache
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdDecompressor, ZstdError
+else:
+    from backports.zstd import ZstdDecompressor, ZstdError
+
+Ints = NDArray[np.int64]
+
+#: Blobs of a pack that lie this close are fetched by one read: less than the cost of a second call or a seek.
+GAP = 64 << 10
+#: Stored bytes of one such read. With two threads, four of these are all that reading holds besides the result.
+READ = 4 << 20
+#: Decoded scraps kept: a segment is repacked above 64 blobs of scraps (write.py), so a pass in disk order decodes
+#: each of them once.
+SCRAPS = 64 << 20
+
+
+class Rows(NamedTuple):
+    """A batch cut at the steps of the map. Bytes of the disk; `inside` is the byte within the blob."""
+
+    offsets: Ints
+    lengths: Ints
+    #: 0 = zeroes, else position + 1 in `blobs`
+    blob: Ints
+    inside: Ints
+    #: (pack id, slot), in the order of packs and slots
+    blobs: list[tuple[int, int]]
+
+
+class DiskReader:
+    """Implements `workers.point.Reader`. Safe for several threads."""
+
+    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk, *, label: str) -> None:
+        self.size = disk.disk.capacity
+        self._maps = maps
+        self._packs = packs
+        self._disk = disk
+        self._label = label
+        self._scraps = _Scraps(SCRAPS)
+
+    def allocated(self) -> Extents:
+        return diff.allocated(self._maps, self._disk)
+
+    def close(self) -> None:
+        self._scraps = _Scraps(SCRAPS)
+
+    def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
+        pieces: list[Piece] = []
+        for segment, ranges in _by_segment(batch, self.size):
+            rows = self._rows(segment, ranges)
+            data: list[memoryview | None] = [None] * len(rows.offsets)
+            self._fill(rows, data)
+            pieces += map(Piece, rows.offsets.tolist(), rows.lengths.tolist(), data)
+        return pieces
+
+    def _rows(self, segment: int, ranges: list[tuple[int, int]]) -> Rows:
+        """`ranges` cut at the borders of steps, in the order asked."""
+        names = self._disk.segments
+        found = self._maps.load(names[segment] if segment < len(names) else "")
+        base = segment * SEGMENT
+        asked = np.array(ranges, np.int64)
+        from_, to = asked[:, 0] - base, asked[:, 0] + asked[:, 1] - base
+        first = np.searchsorted(found.starts, from_ // GRANULE, side="right") - 1
+        last = np.searchsorted(found.starts, -(-to // GRANULE), side="left")
+        counts = last - first
+        which = np.repeat(np.arange(len(ranges)), counts)
+        step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts - first, counts)
+        begin = found.starts[step].astype(np.int64) * GRANULE
+        end = np.append(found.starts, SEGMENT // GRANULE)[step + 1].astype(np.int64) * GRANULE
+        low, high = np.maximum(begin, from_[which]), np.minimum(end, to[which])
+        places = found.places[step] & np.uint64(layout.PLACE_PACKED - 1)
+        inside = (places & np.uint64(0xFF)).astype(np.int64) * GRANULE + low - begin
+        keys, blob = np.unique(places >> np.uint64(layout.PLACE_SLOT), return_inverse=True)
+        zeroes = int(len(keys) > 0 and keys[0] == 0)
+        used = keys[zeroes:].astype(np.int64)
+        packs = found.packs[(used >> 24) - 1].tolist() if len(used) else []
+        blobs = list(zip(packs, (used & 0xFFFFFF).tolist(), strict=True))
+        return Rows(low + base, high - low, blob.astype(np.int64) + 1 - zeroes, inside, blobs)
+
+    def _fill(self, rows: Rows, data: list[memoryview | None]) -> None:
+        order = np.argsort(rows.blob, kind="stable")
+        borders = np.searchsorted(rows.blob[order], np.arange(1, len(rows.blobs) + 2)).tolist()
+        order_list, inside, lengths = order.tolist(), rows.inside.tolist(), rows.lengths.tolist()
+        for number, content in self._contents(rows.blobs):
+            users = order_list[borders[number] : borders[number + 1]]
+            wanted = sum(lengths[i] for i in users)
+            if wanted * 2 < len(content):
+                # Do not keep a whole blob alive for the sake of a small part of it.
+                for i in users:
+                    data[i] = memoryview(bytes(content[inside[i] : inside[i] + lengths[i]]))
+            else:
+                for i in users:
+                    data[i] = content[inside[i] : inside[i] + lengths[i]]
+
+    def _contents(self, blobs: list[tuple[int, int]]) -> Iterator[tuple[int, memoryview]]:
+        """(number, decoded content) of each blob; neighbours in a pack share a read."""
+        todo: list[int] = []
+        pack: Pack | None = None
+        end = size = 0
+        for number, (pack_id, slot) in enumerate(blobs):
+            if (kept := self._scraps.get((pack_id, slot))) is not None:
+                yield number, kept
+                continue
+            if pack is None or pack.id != pack_id:
+                if pack is not None:
+                    yield from self._read(pack, blobs, todo)
+                    todo, size = [], 0
+                pack = self._pack(pack_id)
+            if slot >= len(pack):
+                raise layout.damaged(pack.path, f"a map refers to its blob {slot}, it holds {len(pack)}")
+            offset, stored = int(pack.offsets[slot]), int(pack.stored[slot])
+            if todo and (not 0 <= offset - end <= GAP or size + stored > READ):
+                yield from self._read(pack, blobs, todo)
+                todo, size = [], 0
+            size += stored + (offset - end if todo else 0)
+            todo.append(number)
+            end = offset + stored
+        if pack is not None:
+            yield from self._read(pack, blobs, todo)
+
+    def _pack(self, pack_id: int) -> Pack:
+        return self._packs.get(pack_id)
+
+    def _read(self, pack: Pack, blobs: list[tuple[int, int]], numbers: list[int]) -> Iterator[tuple[int, memoryview]]:
+        if not numbers:
+            return
+        first, last = blobs[numbers[0]][1], blobs[numbers[-1]][1]
+        start = int(pack.offsets[first])
+        length = int(pack.offsets[last] + pack.stored[last]) - start
+        try:
+            data = memoryview(files.read_all(pack.fd, length, start))
+        except OSError as err:
+            if err.errno != errno.EIO:
+                raise
+            raise layout.damaged(
+                pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}"
+            ) from err
+        for number in numbers:
+            slot = blobs[number][1]
+            offset = int(pack.offsets[slot]) - start
+            content = decode(pack, slot, data[offset : offset + int(pack.stored[slot])])
+            if pack.flags[slot] & PACKED:
+                self._scraps.put((pack.id, slot), content)
+            yield number, content
+
+
+def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:
+    """The content of a blob, checked against its digest."""
+    raw = int(pack.raw[slot])
+    content: memoryview | bytes = stored
+    if pack.flags[slot] & ZSTD:
+        try:
+            content = ZstdDecompressor().decompress(stored, raw)
+        except ZstdError as err:
+            raise _bad_blob(pack, slot, "does not decompress") from err
+    if len(content) != raw or layout.digest(content) != pack.digest(slot):
+        raise _bad_blob(pack, slot, "does not match its digest")
+    return memoryview(content)
+
+
+def _bad_blob(pack: Pack, slot: int, what: str) -> Exception:
+    return layout.damaged(
+        pack.path, f"blob {slot} at byte {int(pack.offsets[slot])} ({int(pack.stored[slot])} bytes) {what}"
+    )
+
+
+def _by_segment(batch: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The ranges of a batch by map segment, in order; what crosses a border is cut there."""
+    current = -1
+    ranges: list[tuple[int, int]] = []
+    for offset, length in batch:
+        if offset < 0 or offset + length > size:
+            raise ValueError(f"bytes {offset} to {offset + length} of a disk of {size} were asked for")
+        while length:
+            segment = offset // SEGMENT
+            part = min(length, (segment + 1) * SEGMENT - offset)
+            if segment != current and ranges:
+                yield current, ranges
+                ranges = []
+            current = segment
+            ranges.append((offset, part))
+            offset, length = offset + part, length - part
+    if ranges:
+        yield current, ranges
+
+
+class _Scraps:
+    """Decoded blobs of scraps, the last used ones, within a number of bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._kept: OrderedDict[tuple[int, int], memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int]) -> memoryview | None:
+        if not self._kept:
+            return None
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: tuple[int, int], content: memoryview) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = content
+            self._held += len(content)
+            while self._held > self._most:
+                self._held -= len(self._kept.popitem(last=False)[1])

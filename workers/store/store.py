@@ -1,0 +1,183 @@
+"""The store: a folder of restore points, maps and packs. The only way in for everything outside this package."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import secrets
+from pathlib import Path
+
+from workers import faults
+from workers.errors import BadInput, NotFound
+from workers.extents import Extents
+from workers.models import PointDisk, RestorePoint
+from workers.store import diff, files, layout
+from workers.store.maps import Maps
+from workers.store.packs import PackCache
+from workers.store.pins import Pins
+from workers.store.points import Points
+from workers.store.prune import Pruner, PruneReport
+from workers.store.read import DiskReader
+from workers.store.verify import verify
+from workers.store.write import StoreWriter
+from workers.store.writers import Writers
+
+_FOLDERS = ("packs", "maps", "points", "pins", "writers", "tombs", "index")
+
+
+class Store:
+    """One store, opened. Thread-safe; any number of processes may have it open and write to it."""
+
+    def __init__(self, path: Path, store_id: str) -> None:
+        self.path = path
+        self.id = store_id
+        self._maps = Maps(path / "maps")
+        self._packs = PackCache(path / "packs")
+        self._points = Points(path / "points")
+        self._pins = Pins(path / "pins", self._points)
+        self._writers = Writers(path / "writers")
+        self._pruner = Pruner(
+            path,
+            maps=self._maps,
+            packs=self._packs,
+            points=self._points,
+            pins=self._pins,
+            writers=self._writers,
+            index=path / "index",
+        )
+
+    @classmethod
+    def create(cls, path: Path) -> Store:
+        """A new store, or the one that is there. `BadInput` when there is something else."""
+        path = path.absolute()
+        with files.room(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / "store.json").exists():
+                _create(path)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Raises `NotFound`, `StoreDamaged`, `StoreTooNew`."""
+        path = path.absolute()
+        file = path / "store.json"
+        try:
+            data = json.loads(file.read_bytes())
+            version, store_id = data["format"], data["id"]
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise NotFound(
+                f"there is no store at {path}: check the path and that it is mounted, or make one with "
+                f"`understudy init`"
+            ) from err
+        except (ValueError, KeyError, TypeError) as err:
+            raise layout.damaged(file, "it does not say which store this is") from err
+        if not isinstance(version, int) or version > layout.FORMAT:
+            raise layout.too_new(file, version)
+        return cls(path, str(store_id))
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def vms(self) -> list[str]:
+        return self._points.vms()
+
+    def points(self, vm: str) -> list[RestorePoint]:
+        """Oldest first. A damaged one is an error, never left out."""
+        return self._points.all(vm)
+
+    def point(self, vm: str, point_id: str) -> RestorePoint:
+        return self._points.get(vm, point_id)
+
+    def newest(self, vm: str) -> RestorePoint | None:
+        return self._points.newest(vm)
+
+    def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
+        for disk in point.disks:
+            if disk.disk.id == disk_id:
+                return DiskReader(self._maps, self._packs, disk, label=f"{disk.disk.label} of {point.id}")
+        known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
+        raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
+
+    def diff(self, a: PointDisk | None, b: PointDisk) -> Extents:
+        """A superset, in granules, of where b's content differs from a's; `a` None is a disk of zeroes."""
+        return diff.diff(self._maps, a, b)
+
+    def allocated(self, b: PointDisk) -> Extents:
+        return diff.allocated(self._maps, b)
+
+    # --- writing --------------------------------------------------------------------------------------------
+
+    def writer(self, run: str) -> StoreWriter:
+        """Registers the run first; from then on prune spares what it may refer to."""
+        with files.room(self.path):
+            note = self._writers.register(run)
+            faults.at("store.registered")
+            return StoreWriter(
+                self.path,
+                run,
+                maps=self._maps,
+                packs=self._packs,
+                points=self._points,
+                writers=self._writers,
+                avoid=self._pruner.buried(),
+                note=note,
+            )
+
+    def abandon(self, run: str) -> None:
+        """The run will never commit: what it wrote is given up, and a stopped process of it can publish nothing."""
+        with files.room(self.path):
+            self._writers.end(run)
+
+    def runs(self) -> list[str]:
+        """Runs that neither committed nor were abandoned: prune waits for them."""
+        return self._writers.live()
+
+    # --- keeping --------------------------------------------------------------------------------------------
+
+    def pin(self, vm: str, point_id: str, holder: str) -> None:
+        """Nothing of the point goes until `unpin`. `NotFound` when it is already gone or going."""
+        with files.room(self.path):
+            self._pins.pin(vm, point_id, holder)
+
+    def unpin(self, vm: str, point_id: str, holder: str) -> None:
+        self._pins.unpin(vm, point_id, holder)
+
+    def pins(self, vm: str) -> dict[str, set[str]]:
+        return self._pins.of(vm)
+
+    def retire(self, vm: str, point_id: str) -> None:
+        """The point is gone; its bytes follow with `prune`. `Refused` when it is pinned or the newest."""
+        with files.room(self.path):
+            self._pins.retire(vm, point_id)
+
+    def prune(self) -> PruneReport:
+        """Deletes what nothing needs, safe beside writers; what must wait for a run is done by a later prune."""
+        with files.room(self.path):
+            return self._pruner.run()
+
+    def verify(self, deep: bool = False) -> list[str]:
+        return verify(self.path, maps=self._maps, packs=self._packs, points=self._points, deep=deep)
+
+
+def _create(path: Path) -> None:
+    strangers = [entry for entry in os.listdir(path) if entry not in _FOLDERS and not entry.startswith(".store.json.")]
+    used = [
+        name for name in _FOLDERS if name not in strangers and (path / name).exists() and any((path / name).iterdir())
+    ]
+    if strangers or used:
+        raise BadInput(
+            f"{path} is not empty and holds no store.json (it holds {', '.join(sorted(strangers + used)[:3])}): "
+            f"choose an empty folder for a new store, or restore store.json if this was one"
+        )
+    for name in _FOLDERS:
+        (path / name).mkdir(exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    fresh = path / f".store.json.{secrets.token_hex(8)}"
+    files.write_new(fresh, files.to_json({"format": layout.FORMAT, "id": secrets.token_hex(16), "created": now}))
+    # Two may create at once: the second finds the first one's store.
+    with contextlib.suppress(FileExistsError):
+        os.link(fresh, path / "store.json")
+    files.remove(fresh)
+    files.sync_folder(path)
+    files.sync_folder(path.parent)

@@ -1,0 +1,69 @@
+"""Who writes: writers/<run>/ exists from a run's first writer until it commits or is abandoned.
+
+As long as it exists, prune deletes nothing that the run may refer to. Its staged manifest lies in it, so ending a run
+takes away what a stopped process would need to publish: it cannot wake up and commit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import secrets
+import shutil
+import socket
+from pathlib import Path
+
+from workers.store import files
+from workers.store.layout import FORMAT, safe
+
+
+class Writers:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, run: str) -> Path:
+        return self._root / safe(run, "a run's id")
+
+    def register(self, run: str) -> Path:
+        """Durable before anything of the run is written. Joining a run that is there is fine. The note, for people,
+        is who joined."""
+        folder = self.folder(run)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+        files.sync_folder(self._root)
+        note = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
+        files.write_new(note, files.to_json(_myself(run)))
+        return note
+
+    def live(self) -> list[str]:
+        return files.names(self._root)
+
+    def end(self, run: str) -> bool:
+        """Whether it was there. From here on nothing staged by the run can be published."""
+        gone = self._root / f".ended-{secrets.token_hex(8)}"
+        try:
+            os.rename(self.folder(run), gone)
+        except FileNotFoundError:
+            return False
+        files.sync_folder(self._root)
+        shutil.rmtree(gone, ignore_errors=True)
+        return True
+
+    def sweep(self) -> None:
+        """Removes what `end` left when it was killed."""
+        with os.scandir(self._root) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(".ended-")]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _myself(run: str) -> dict[str, object]:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "format": FORMAT, "run": run, "host": socket.gethostname(), "pid": os.getpid(), "boot": boot, "started": now
+    }  # fmt: skip
