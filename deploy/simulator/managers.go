@@ -43,6 +43,31 @@ func findAllByUUID(c *call) (interface{}, *refusal) {
 	return r, nil
 }
 
+// searchDatastore lends the stock search the specification that it cannot do without and clients may leave out.
+func searchDatastore(c *call) (res types.AnyType, f *refusal) {
+	browser := simulator.Map.Get(c.this).(*simulator.HostDatastoreBrowser)
+	complete := func(s *types.HostDatastoreBrowserSearchSpec) *types.HostDatastoreBrowserSearchSpec {
+		if s == nil {
+			s = &types.HostDatastoreBrowserSearchSpec{}
+		}
+		if len(s.MatchPattern) == 0 {
+			s.MatchPattern = []string{"*"}
+		}
+		return s
+	}
+	simulator.Map.WithLock(browser, func() {
+		switch q := c.body.(type) {
+		case *types.SearchDatastore_Task:
+			q.SearchSpec = complete(q.SearchSpec)
+			res, f = stock(browser.SearchDatastoreTask(q))
+		case *types.SearchDatastoreSubFolders_Task:
+			q.SearchSpec = complete(q.SearchSpec)
+			res, f = stock(browser.SearchDatastoreSubFoldersTask(q))
+		}
+	})
+	return res, f
+}
+
 // notModelled refuses what the stock simulator would do without the bytes: a refusal is better than an empty disk.
 func notModelled(c *call) (types.AnyType, *refusal) {
 	return nil, refuse(&types.NotSupported{}, "%s is not modelled by this vCenter.", c.name)

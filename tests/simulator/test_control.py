@@ -222,7 +222,9 @@ def test_the_datastore_browser_and_the_file_manager(sim: Sim) -> None:
     task = files.CopyDatastoreFile_Task("[fast] x-files/x-files.nvram", sim.dc, "[fast] x-dir/copy.nvram", sim.dc)
     sim.wait(task)
     assert task.info.state == "success"  # whole: its entity is no manager
-    assert (sim.folder / "fast/x-dir/copy.nvram").read_bytes() == (sim.folder / "fast/x-files/x-files.nvram").read_bytes()
+    assert (sim.folder / "fast/x-dir/copy.nvram").read_bytes() == (
+        sim.folder / "fast/x-files/x-files.nvram"
+    ).read_bytes()
     with pytest.raises(vim.fault.FileNotFound):
         sim.wait(files.DeleteDatastoreFile_Task("[fast] x-dir/none", sim.dc))
 

@@ -31,6 +31,7 @@ def test_a_reconfigure_with_an_old_version_is_refused(sim: Sim) -> None:
 def test_of_two_requests_with_the_same_version_one_wins(sim: Sim) -> None:
     vm = sim.create("r-race")
     moref = vm._moId
+    sessions = [sim.login() for _ in range(4)]
     for _ in range(5):
         version, outcomes, gate = vm.config.changeVersion, [], threading.Barrier(4)
 
@@ -44,15 +45,14 @@ def test_of_two_requests_with_the_same_version_one_wins(sim: Sim) -> None:
             except vim.fault.ConcurrentAccess:
                 pass
 
-        sessions = [sim.login() for _ in range(4)]
         threads = [threading.Thread(target=one, args=(str(n),)) for n in range(4)]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
         assert outcomes == [extra(vm)["who"]]
-        for s in sessions:
-            s.content.sessionManager.Logout()
+    for s in sessions:
+        s.content.sessionManager.Logout()
 
 
 def test_every_change_gives_a_new_version(sim: Sim) -> None:
@@ -192,7 +192,9 @@ def test_a_worker_may_attach_a_frozen_disk_and_the_base_waits_for_it(sim: Sim) -
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        pytest.param({"files": vim.vm.FileInfo(vmPathName="[nowhere]")}, vim.fault.InvalidDatastorePath, id="datastore"),
+        pytest.param(
+            {"files": vim.vm.FileInfo(vmPathName="[nowhere]")}, vim.fault.InvalidDatastorePath, id="datastore"
+        ),
         pytest.param({"guestId": "amiga"}, vmodl.fault.InvalidArgument, id="guest"),
         pytest.param(
             {"deviceChange": [add(vim.vm.device.VirtualVmxnet3(
@@ -266,6 +268,6 @@ def test_moving_files_is_not_modelled_and_refused(sim: Sim) -> None:
     vm = sim.create("r-move")
     with pytest.raises(vmodl.fault.NotSupported):
         sim.wait(vm.RelocateVM_Task(vim.vm.RelocateSpec(datastore=sim.all(vim.Datastore)["slow"])))
-    host = [h for h in sim.all(vim.HostSystem).values() if h != vm.runtime.host][0]
+    host = next(h for h in sim.all(vim.HostSystem).values() if h != vm.runtime.host)
     sim.wait(vm.RelocateVM_Task(vim.vm.RelocateSpec(host=host)))
     assert sim.read(vm, "runtime.host")["runtime.host"] == host
