@@ -61,7 +61,8 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 	if spec.Uuid == "" {
 		spec.Uuid = uuid.New().String()
 	}
-	if spec.InstanceUuid == "" { // never from the path: a VM made again under the same name is another instance
+	// Never from the path: a VM made again under the same name is another instance. vCenter keeps the ids unique.
+	if spec.InstanceUuid == "" || instanceTaken(spec.InstanceUuid) {
 		spec.InstanceUuid = uuid.New().String()
 	}
 	hardware, extra, managed := spec.DeviceChange, spec.ExtraConfig, spec.ManagedBy
@@ -89,6 +90,15 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 		return nil, f
 	}
 	return m, nil
+}
+
+func instanceTaken(id string) bool {
+	for _, m := range world.vms {
+		if strings.EqualFold(m.vm.Config.InstanceUuid, id) {
+			return true
+		}
+	}
+	return false
 }
 
 // checkGuest: the stock simulator knows the ids of its API version, but asks only when a VM is reconfigured.
@@ -249,9 +259,11 @@ func cloneVM(c *call) (types.AnyType, *refusal) {
 		}
 	}
 	if q.Spec.Template {
-		m.vm.Config.Template = true
-		m.vm.ResourcePool = nil
-		m.setLive(nil)
+		m.change(func() *refusal {
+			m.vm.Config.Template, m.vm.ResourcePool = true, nil
+			m.settle()
+			return nil
+		})
 	}
 	if q.Spec.PowerOn {
 		return m.vm.Self, m.start(c)

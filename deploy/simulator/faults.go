@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,10 +71,9 @@ func (r *rule) check() string {
 	if r.Method == "" {
 		return "a rule needs a Method (or \"*\")"
 	}
-	if _, ok := types.TypeFunc()(r.Method + "RequestType"); r.Method != "*" && r.Method != "Fetch" && !ok {
-		if _, ok := types.TypeFunc()(r.Method); !ok {
-			return "there is no method " + r.Method
-		}
+	_, known := types.TypeFunc()(r.Method)
+	if !known && r.Method != "*" && r.Method != "Fetch" && !strings.HasPrefix(r.Method, "folder.") {
+		return "there is no method " + r.Method
 	}
 	if r.Fault != "" {
 		if _, err := r.fault(); err != "" {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -37,10 +38,20 @@ func serve(l net.Listener, pair tls.Certificate, s *simulator.Service, login str
 	mux.HandleFunc("/folder/", f.folder)
 	mux.Handle("/", s.ServeMux)
 	server := &http.Server{
-		Handler: mux, ErrorLog: log.New(io.Discard, "", 0),
+		Handler: mux, ErrorLog: log.New(problems{}, "vcenter-sim: ", 0),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
 	}
 	return server.ServeTLS(l, "", "")
+}
+
+// problems passes on what net/http has to say, above all a panic; clients that do not trust the certificate are theirs.
+type problems struct{}
+
+func (problems) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("TLS handshake error")) {
+		return len(p), nil
+	}
+	return os.Stderr.Write(p)
 }
 
 var (
@@ -166,7 +177,13 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, c *call) {
 		return
 	}
 	rec := httptest.NewRecorder()
+	f.passLocked(rec, r)
+	replay(w, rec)
+}
+
+func (f *front) passLocked(rec *httptest.ResponseRecorder, r *http.Request) {
 	world.Lock()
+	defer world.Unlock() // also when the stock code panics
 	f.service.ServeMux.ServeHTTP(rec, r)
 	if m := taskRef.FindSubmatch(rec.Body.Bytes()); m != nil {
 		t, ok := simulator.Map.Get(types.ManagedObjectReference{Type: "Task", Value: string(m[1])}).(*simulator.Task)
@@ -177,8 +194,6 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, c *call) {
 		}
 	}
 	saveState()
-	world.Unlock()
-	replay(w, rec)
 }
 
 var taskRef = regexp.MustCompile(`type="Task">([^<]+)<`)

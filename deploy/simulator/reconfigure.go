@@ -204,6 +204,12 @@ func (m *machine) checkSpec(spec *types.VirtualMachineConfigSpec) *refusal {
 	if spec.Files != nil && spec.Files.VmPathName != "" && spec.Files.VmPathName != vm.Config.Files.VmPathName {
 		return refuse(&types.InvalidArgument{InvalidProperty: "spec.files.vmPathName"}, "The path of an existing VM cannot be changed.")
 	}
+	// API Reference, VirtualMachineConfigSpec.numCPUs and memoryMB: on a running VM only with hot add.
+	hot := func(p *bool) bool { return p != nil && *p }
+	if m.on() && (spec.NumCPUs != 0 && spec.NumCPUs != vm.Config.Hardware.NumCPU && !hot(vm.Config.CpuHotAddEnabled) ||
+		spec.MemoryMB != 0 && spec.MemoryMB != int64(vm.Config.Hardware.MemoryMB) && !hot(vm.Config.MemoryHotAddEnabled)) {
+		return m.wrongState(poweredOff)
+	}
 	for i, change := range spec.DeviceChange {
 		if f := m.checkChange(int32(i), change.GetVirtualDeviceConfigSpec()); f != nil {
 			return f

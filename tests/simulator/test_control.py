@@ -133,7 +133,7 @@ def test_sessions_expire_on_demand(sim: Sim) -> None:
     for call in (
         other.CurrentTime,
         vim.VirtualMachine(vm._moId, other._stub).PowerOnVM_Task,
-        sim.content.taskManager.CreateCollectorForTasks if False else sim.si.CurrentTime,
+        sim.si.CurrentTime,
         vm.PowerOnVM_Task,
     ):
         with pytest.raises(vim.fault.NotAuthenticated):
@@ -210,6 +210,23 @@ def test_lookups_and_events(sim: Sim) -> None:
         entity=vim.event.EventFilterSpec.ByEntity(entity=vm, recursion="self")))  # fmt: skip
     assert "vim.event.VmPoweredOnEvent" in {type(e).__name__ for e in events}
     sim.wait(vm.PowerOffVM_Task())
+
+
+def test_the_datastore_browser_and_the_file_manager(sim: Sim) -> None:
+    sim.create("x-files")
+    browser = sim.all(vim.Datastore)["fast"].browser
+    found = sim.wait(browser.SearchDatastore_Task("[fast] x-files", None))
+    assert {"x-files.vmx", "x-files.vmdk", "x-files.nvram"} <= {f.path for f in found.file}
+    files = sim.content.fileManager
+    files.MakeDirectory("[fast] x-dir", sim.dc)
+    task = files.CopyDatastoreFile_Task("[fast] x-files/x-files.nvram", sim.dc, "[fast] x-dir/copy.nvram", sim.dc)
+    sim.wait(task)
+    assert task.info.state == "success"  # whole: its entity is no manager
+    assert (sim.folder / "fast/x-dir/copy.nvram").read_bytes() == (
+        sim.folder / "fast/x-files/x-files.nvram"
+    ).read_bytes()
+    with pytest.raises(vim.fault.FileNotFound):
+        sim.wait(files.DeleteDatastoreFile_Task("[fast] x-dir/none", sim.dc))
 
 
 def test_privileges_can_be_missing(sim: Sim) -> None:

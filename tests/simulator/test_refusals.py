@@ -31,6 +31,7 @@ def test_a_reconfigure_with_an_old_version_is_refused(sim: Sim) -> None:
 def test_of_two_requests_with_the_same_version_one_wins(sim: Sim) -> None:
     vm = sim.create("r-race")
     moref = vm._moId
+    sessions = [sim.login() for _ in range(4)]
     for _ in range(5):
         version, outcomes, gate = vm.config.changeVersion, [], threading.Barrier(4)
 
@@ -44,15 +45,14 @@ def test_of_two_requests_with_the_same_version_one_wins(sim: Sim) -> None:
             except vim.fault.ConcurrentAccess:
                 pass
 
-        sessions = [sim.login() for _ in range(4)]
         threads = [threading.Thread(target=one, args=(str(n),)) for n in range(4)]
         for t in threads:
             t.start()
         for t in threads:
             t.join()
         assert outcomes == [extra(vm)["who"]]
-        for s in sessions:
-            s.content.sessionManager.Logout()
+    for s in sessions:
+        s.content.sessionManager.Logout()
 
 
 def test_every_change_gives_a_new_version(sim: Sim) -> None:
@@ -192,7 +192,9 @@ def test_a_worker_may_attach_a_frozen_disk_and_the_base_waits_for_it(sim: Sim) -
 @pytest.mark.parametrize(
     ("spec", "fault"),
     [
-        pytest.param({"files": vim.vm.FileInfo(vmPathName="[nowhere]")}, vim.fault.InvalidDatastorePath, id="datastore"),
+        pytest.param(
+            {"files": vim.vm.FileInfo(vmPathName="[nowhere]")}, vim.fault.InvalidDatastorePath, id="datastore"
+        ),
         pytest.param({"guestId": "amiga"}, vmodl.fault.InvalidArgument, id="guest"),
         pytest.param(
             {"deviceChange": [add(vim.vm.device.VirtualVmxnet3(
@@ -228,10 +230,44 @@ def test_what_is_gone_is_not_found(sim: Sim) -> None:
         sim.read(vm, "name")
 
 
+def test_a_running_vm_gets_processors_and_memory_only_with_hot_add(sim: Sim) -> None:
+    vm = sim.create("r-hot", cpuHotAddEnabled=True)
+    sim.wait(vm.PowerOnVM_Task())
+    with pytest.raises(vim.fault.InvalidPowerState):
+        sim.reconfigure(vm, memoryMB=256)
+    sim.reconfigure(vm, numCPUs=2, memoryMB=64)
+    assert (vm.config.hardware.numCPU, vm.config.hardware.memoryMB) == (2, 64)
+    sim.wait(vm.PowerOffVM_Task())
+    sim.reconfigure(vm, memoryMB=256)
+
+
+def test_an_instance_uuid_is_given_once(sim: Sim) -> None:
+    uuid = "52000000-0000-4000-8000-00000000000a"
+    first, second = sim.create("r-id1", instanceUuid=uuid), sim.create("r-id2", instanceUuid=uuid)
+    assert first.config.instanceUuid == uuid != second.config.instanceUuid
+
+
+def test_what_would_lose_bytes_is_refused(sim: Sim) -> None:
+    vm = sim.create("r-bytes")
+    manager = sim.content.virtualDiskManager
+    name = disks(vm)[0].backing.fileName
+    with pytest.raises(vmodl.fault.NotSupported):
+        sim.wait(manager.CopyVirtualDisk_Task(name, sim.dc, "[fast] r-bytes/copy.vmdk", sim.dc))
+    with pytest.raises(vim.fault.FileLocked):
+        sim.wait(manager.DeleteVirtualDisk_Task(name, sim.dc))
+    folder = sim.dc.vmFolder.CreateFolder("r-folder")
+    inside = sim.wait(folder.CreateFolder("r-inner").Destroy_Task())
+    assert inside is None and folder.childEntity == []
+    sim.wait(folder.MoveIntoFolder_Task([vm]))
+    with pytest.raises(vmodl.fault.NotSupported, match="not empty"):
+        sim.wait(folder.Destroy_Task())
+    assert sim.all(vim.VirtualMachine)["r-bytes"] == vm
+
+
 def test_moving_files_is_not_modelled_and_refused(sim: Sim) -> None:
     vm = sim.create("r-move")
     with pytest.raises(vmodl.fault.NotSupported):
         sim.wait(vm.RelocateVM_Task(vim.vm.RelocateSpec(datastore=sim.all(vim.Datastore)["slow"])))
-    host = [h for h in sim.all(vim.HostSystem).values() if h != vm.runtime.host][0]
+    host = next(h for h in sim.all(vim.HostSystem).values() if h != vm.runtime.host)
     sim.wait(vm.RelocateVM_Task(vim.vm.RelocateSpec(host=host)))
     assert sim.read(vm, "runtime.host")["runtime.host"] == host
