@@ -243,6 +243,7 @@ def test_hole_7_a_compare_that_dies_is_still_a_compare_for_the_next_run(world: W
 
 def test_hole_8_a_doubled_message_neither_starts_nor_fences_anything(world: World) -> None:
     world.make_vm("h8", 16 * MIB)
+    world.scribble("h8", 1)
     world.backup("h8")
     run = world.request_sync("h8")
     child = world.in_child(run, "slice.locked=stop")
@@ -271,7 +272,7 @@ def test_hole_9_a_rebuilt_catalogue_does_not_start_its_fences_at_one(world: Worl
     import sqlalchemy as sa
 
     with world.catalogue.write() as conn:
-        conn.execute(sa.text("update fences set fence = 0"))
+        conn.execute(sa.text("update targets set fence = 0"))
     world.scribble("h9", 9)
     point = world.backup("h9").point
     world.sync("h9")

@@ -149,7 +149,7 @@ class World:
         ]
         spec = vim.vm.ConfigSpec(
             name=name,
-            guestId="debian12_64Guest",
+            guestId="debian10_64Guest",
             numCPUs=2,
             memoryMB=512,
             version="vmx-19",

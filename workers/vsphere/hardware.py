@@ -97,7 +97,7 @@ _EXTRA_OURS_OR_VSPHERES = re.compile(
     r"understudy\..*|sched\..*|.*\.ctkEnabled|.*\.pciSlotNumber|pciBridge\d+\..*|nvram|.*\.present|.*\.redo|uuid\..*|vc\.uuid"
     r"|migrate\..*|vmotion\..*|viv\..*|monitor\..*|softPowerOff|tools\..*|toolsInstallManager\..*|vmware\.tools\..*"
     r"|guestOS\..*|guestInfo\..*|numa\..*|cleanShutdown|config\.readOnly|replay\..*|hpet0\..*|vmci0\..*|vmxstats\..*"
-    r"|virtualHW\..*|displayName|annotation|hbr_filter\..*|govcsim.*|RUN\..*|SET\..*|vmxnet3\..*|ehci.*|usb.*|svga\..*",
+    r"|virtualHW\..*|displayName|annotation|hbr_filter\..*|vmxnet3\..*|ehci.*|usb.*|svga\..*",
     re.IGNORECASE,
 )
 

@@ -266,12 +266,16 @@ def _changes(update: Any) -> list[Any]:
 
 
 _lock = threading.Lock()
+#: One lock per site: a vCenter that does not answer must not hold up the others.
+_connecting: dict[str, threading.Lock] = {}
 _sessions: dict[str, Session] = {}
 
 
 def connect(name: str, site: Site) -> Session:
     """The session of this process for a site, made on first use; made anew when the configuration has changed."""
     with _lock:
+        mine = _connecting.setdefault(name, threading.Lock())
+    with mine:
         held = _sessions.get(name)
         if held is None or held.site != site:
             if held is not None:
@@ -285,9 +289,9 @@ _inherited: list[dict[str, Session]] = []
 
 def _forget() -> None:
     """In a forked child: the parent's sockets are not ours to use, nor its login to end."""
-    global _lock, _sessions
+    global _lock, _connecting, _sessions
     _inherited.append(_sessions)
-    _lock, _sessions = threading.Lock(), {}
+    _lock, _connecting, _sessions = threading.Lock(), {}, {}
 
 
 os.register_at_fork(after_in_child=_forget)

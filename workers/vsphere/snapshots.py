@@ -155,8 +155,3 @@ def _consolidate(s: Session, vm: Any, wait: float) -> None:
                 f"the disks of the VM {vm._GetMoId()} still need consolidation ({s}); something holds a file of it, "
                 "e.g. a backup program: end that, then consolidate them in vCenter"
             )
-
-
-def change_version(s: Session, vm_moref: str) -> str:
-    with refused_to(f"read the VM {vm_moref} ({s})"):
-        return str(s.read(s.vm(vm_moref), "config.changeVersion")["config.changeVersion"])

@@ -1,0 +1,283 @@
+"""The main job, told step by step: VMs with real file systems go from one vCenter to another, and stay in sync.
+
+Everything is done by what an operator has: Beat, Redis, the workers and the command `understudy`. The demo itself only
+plays the guests (it writes to their disks) and the sceptic (it compares every byte at the end).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from rich.console import Console
+
+from tasks.lab import guest, lifecycle, vcenter
+from tasks.lab.processes import LabError
+from workers.catalogue import Catalogue
+from workers.disks.file import FileReader, datastore_file
+from workers.models import Disk, RunKind, RunState, SyncPoint, Trigger, VmState
+from workers.point import Piece
+from workers.settings import Settings, load
+from workers.transfer import differing
+from workers.vsphere.building import disk_map
+from workers.vsphere.session import connect
+
+MIB = 1 << 20
+VMS: dict[str, tuple[int, ...]] = {"web-01": (192 * MIB,), "db-01": (256 * MIB, 128 * MIB), "files-01": (160 * MIB,)}
+
+#: Backups every 45 s, replication after each of them: an operator would write 4h or so.
+POLICY = """
+[groups.company]
+source = "prod"
+vms = ["web-*", "db-*", "files-*"]
+store = "main"
+target = "dr"
+keep_last = 5
+backup = { every = "45s", jitter = "10s" }
+
+[tuning]
+dispatch_every = "2s"
+reap_every = "5s"
+inventory_every = "10s"
+"""
+T = TypeVar("T")
+
+
+class Lab(NamedTuple):
+    """What the demo works with."""
+
+    config: Path
+    flower: str
+    settings: Settings
+    catalogue: Catalogue
+    controls: Mapping[str, str]
+
+
+def run(folder: Path = Path(".lab-demo")) -> int:
+    """0 when every step came out as told. What a former demo left in the folder is removed first."""
+    console = Console(highlight=False)
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        console.print(f"[bold]{time.monotonic() - began:6.1f} s[/bold]  {text}")
+
+    try:
+        lifecycle.down(folder, erase=True)
+        _play(folder, say, console)
+    except LabError as err:
+        console.print(f"[red]The demo failed:[/red] {err}")
+        return 1
+    finally:
+        lifecycle.down(folder, erase=True)
+    say("The lab is stopped and removed. `make lab-up` starts one that stays.")
+    return 0
+
+
+def _play(folder: Path, say: Callable[[str], None], console: Console) -> None:
+    state = lifecycle.up(folder, extra=POLICY)
+    settings = load(state.config)
+    controls = {name: v.control for name, v in state.vcenters.items()}
+    lab = Lab(state.config, state.flower, settings, Catalogue.open(settings.catalogue), controls)
+    say(
+        f"Redis, two vCenters (prod and dr), workers of both sites, Beat and Flower run; datastores: {state.datastores}."
+    )
+
+    for name, sizes in VMS.items():
+        _make(lab, name, sizes)
+    words = ", ".join(f"{name} with {len(sizes)} disk{'s' if len(sizes) > 1 else ''}" for name, sizes in VMS.items())
+    say(f"At prod there are now {words}; each disk holds an ext4 file system of real files, and the VMs run.")
+
+    say("Beat finds them due: first backups, then first syncs, which build the replicas at dr ...")
+    first = {name: _wait(lambda name=name: _synced(lab, name), f"the first sync of {name}", 180) for name in VMS}
+    for name, point in first.items():
+        say(f"{name}: replica {point.replica} holds restore point {point.point}; {_size(point.written)} written")
+
+    say("The guests work: new files, rewritten blocks. The schedule takes care of the rest ...")
+    for name in VMS:
+        _work(lab, name, seed=1)
+    changed = {name: lab.catalogue.now() for name in VMS}
+    for name in VMS:
+        point = _wait(lambda name=name: _synced_since(lab, name, changed[name]), f"the scheduled sync of {name}", 180)
+        run_ = lab.catalogue.run(point.run)
+        if run_.trigger is not Trigger.AFTER_BACKUP:
+            raise LabError(f"{name} was synced by {run_.trigger}, not after a scheduled backup")
+        say(f"{name}: scheduled incremental, {_size(point.written)} of {_size(sum(VMS[name]))} written")
+
+    say("A person wants web-01 at dr right now, with what it holds right now:")
+    _work(lab, "web-01", seed=2)
+    asked = lab.catalogue.now()
+    _understudy(lab, console, "backup", "web-01", "--wait")
+    _understudy(lab, console, "sync", "web-01", "--wait")
+    if _synced_since(lab, "web-01", asked) is None:
+        raise LabError("the ad hoc sync of web-01 did not bring the change over")
+
+    say("And once more, with nothing new:")
+    _nothing_new(lab, console)
+
+    say("The guests rest. Their last state travels to dr, and is then compared byte for byte ...")
+    quiet = lab.catalogue.now()
+    for name in VMS:
+        _wait(lambda name=name: _synced_since(lab, name, quiet), f"the last sync of {name}", 180)
+        for line in _compare(lab, name):
+            say(line)
+    _understudy(lab, console, "status")
+    say(f"Flower at {lab.flower} saw {_flower_tasks(lab)}.")
+
+
+# --- playing the guest ------------------------------------------------------------------------------------------
+
+
+def _make(lab: Lab, name: str, sizes: tuple[int, ...]) -> None:
+    site = lab.settings.sites["prod"]
+    session = connect("prod", site)
+    state = vcenter.build(session, name, sizes, datastore="prod-ds1", network="VM Network")
+    for number, disk in enumerate(_disks(state)):
+        with tempfile.TemporaryDirectory() as folder:
+            guest.real_files(Path(folder), disk.capacity // 3)
+            guest.format_disk(_flat(site.datastores, disk), Path(folder), seed=number + len(name))
+    vcenter.power_on(session, state)
+
+
+def _work(lab: Lab, name: str, *, seed: int) -> None:
+    """Change files on a copy of each disk, then have the vCenter write the changed blocks as the running guest would."""
+    state = vcenter.find(connect("prod", lab.settings.sites["prod"]), name)
+    for number, disk in enumerate(_disks(state)):
+        live = _flat(lab.settings.sites["prod"].datastores, disk)
+        with tempfile.TemporaryDirectory(dir=lab.config.parent) as folder:
+            copy = Path(folder) / "disk"
+            subprocess.run(["cp", "--reflink=auto", "--sparse=always", str(live), str(copy)], check=True)
+            rng = random.Random(f"{name} {number} {seed}")
+            guest.write_files(copy, {f"/work/{seed}-{i}.bin": rng.randbytes(200_000) for i in range(4)})
+            guest.check(copy)
+            _apply(lab, name, number, live, copy)
+
+
+def _apply(lab: Lab, name: str, number: int, live: Path, wanted: Path) -> None:
+    old, new = live.read_bytes(), wanted.read_bytes()
+    for offset in range(0, len(new), MIB):
+        if new[offset : offset + MIB] == old[offset : offset + MIB]:
+            continue
+        data = new[offset : offset + MIB]
+        order = {"guestWrite": {"vm": name, "disk": number, "offset": offset, "hex": data.hex()}}
+        vcenter.control(lab.controls["prod"], order)
+
+
+def _disks(state: VmState) -> list[Disk]:
+    return sorted(state.config.disks, key=lambda d: d.key)
+
+
+def _flat(mounts: Mapping[str, Path], disk: Disk) -> Path:
+    file = datastore_file(mounts, disk.file)
+    return file.with_name(file.name.removesuffix(".vmdk") + "-flat.vmdk")
+
+
+# --- watching ---------------------------------------------------------------------------------------------------
+
+
+def _wait(look: Callable[[], T | None], what: str, seconds: float) -> T:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = look()
+        if found is not None:
+            return found
+        time.sleep(0.3)
+    raise LabError(f"{what} did not come within {seconds:.0f} s; see the logs in the lab's folder")
+
+
+def _synced(lab: Lab, name: str) -> SyncPoint | None:
+    failed = [f for f in lab.catalogue.failures(vm=name, limit=1)]
+    if failed:
+        raise LabError(f"{name}: {failed[0].message}")
+    pairs = lab.catalogue.pairs(vm=name)
+    return lab.catalogue.sync_point(pairs[0].id) if pairs else None
+
+
+def _synced_since(lab: Lab, name: str, moment: Any) -> SyncPoint | None:
+    point = _synced(lab, name)
+    return point if point is not None and point.data_time > moment else None
+
+
+def _nothing_new(lab: Lab, console: Console) -> None:
+    """A scheduled backup may come in between; then there is something new, and it is asked again."""
+    for _ in range(5):
+        _understudy(lab, console, "sync", "web-01", "--wait")
+        last = next(r for r in lab.catalogue.runs(vm="web-01", kind=RunKind.SYNC, limit=10) if not r.live)
+        if last.state is RunState.NOTHING_NEW:
+            return
+    raise LabError("each of five syncs of web-01 found something new")
+
+
+def _understudy(lab: Lab, console: Console, *words: str) -> None:
+    console.print(f"          [green]$ understudy {' '.join(words)}[/green]")
+    done = subprocess.run([sys.executable, "-P", "-m", "tasks.cli", "--config", str(lab.config), *words], text=True)
+    if done.returncode != 0:
+        raise LabError(f"`understudy {' '.join(words)}` ended with {done.returncode}")
+
+
+def _flower_tasks(lab: Lab) -> str:
+    """What Flower's task list says, by name and state."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    login = lab.config.parent / "secrets" / "flower"
+    request = urllib.request.Request(f"{lab.flower}/api/tasks?limit=2000")
+    if login.exists():
+        token = base64.b64encode(f"operator:{login.read_text().strip()}".encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    with opener.open(request, timeout=20) as answer:
+        tasks = json.load(answer).values()
+    done: dict[str, int] = {}
+    for task in tasks:
+        if task["state"] == "SUCCESS" and task["name"] in ("understudy.backup.run", "understudy.sync.run"):
+            done[task["name"]] = done.get(task["name"], 0) + 1
+    if len(done) < 2:
+        raise LabError(f"Flower at {lab.flower} does not show the runs: {done}")
+    return " and ".join(f"{count} tasks {name}" for name, count in sorted(done.items())) + " succeed"
+
+
+# --- judging ----------------------------------------------------------------------------------------------------
+
+
+def _compare(lab: Lab, name: str) -> list[str]:
+    """Each replica disk against the source's disk, every byte; and its file system by e2fsck."""
+    settings = lab.settings
+    source = vcenter.find(connect("prod", settings.sites["prod"]), name)
+    pair = lab.catalogue.pairs(vm=name)[0]
+    replica = vcenter.find(connect("dr", settings.sites["dr"]), pair.replica_name)
+    copies = disk_map(replica)
+    lines = []
+    for disk in _disks(source):
+        copy = copies[disk.id]
+        base = copy.model_copy(update={"file": copy.parent or copy.file})
+        mine, theirs = _flat(settings.sites["prod"].datastores, disk), _flat(settings.sites["dr"].datastores, base)
+        offset = _first_difference(mine, datastore_file(settings.sites["dr"].datastores, base.file))
+        if offset is not None:
+            raise LabError(f"{name}, {disk.label}: {theirs} differs from {mine} at byte {offset}")
+        guest.check(theirs)
+        lines.append(f"{name}, {disk.label}: all {_size(disk.capacity)} identical, e2fsck finds nothing")
+    return lines
+
+
+def _first_difference(flat: Path, descriptor: Path) -> int | None:
+    copy = FileReader(descriptor)
+    try:
+        with open(flat, "rb") as file:
+            for offset in range(0, copy.size, 8 * MIB):
+                data = file.read(8 * MIB)
+                found = differing([Piece(offset, len(data), data)], copy.read([(offset, len(data))]))
+                if found:
+                    return found[0].offset
+    finally:
+        copy.close()
+    return None
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:.1f} MiB"
