@@ -16,6 +16,7 @@ import typer
 from tasks import app as celery_app
 from tasks import cli, init
 from tests import services
+from tests.command import forgetting, run
 from workers import settings
 from workers.catalogue import Catalogue
 from workers.models import VmIdentity, VmSummary
@@ -46,20 +47,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("UNDERSTUDY_CONFIG", "")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    celery_app.configured.cache_clear()
-    celery_app._here.clear()
-    yield
-    celery_app.configured.cache_clear()
-    celery_app._here.clear()
-
-
-def run(*arguments: str) -> int:
-    """The command in this process; its exit code."""
-    try:
-        cli.main(list(arguments))
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    with forgetting():
+        yield
 
 
 def configured(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,12 +12,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import services
+from tests.command import forgetting, run
 from tests.integration.world import MIB, ROOT, World
 from workers.models import RunState
 
@@ -45,6 +48,17 @@ class Command:
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return json.loads(self(*arguments, "--json", code=code))
+
+    def look(self, *arguments: str) -> str:
+        """Without a process of its own: for what asks neither Redis nor the workers."""
+        said = io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, forgetting(), redirect_stdout(said):
+            patch.setenv("UNDERSTUDY_CONFIG", "")
+            assert run("--config", str(self.world.config), *arguments) == 0
+        return said.getvalue()
+
+    def table(self, *arguments: str) -> Any:
+        return json.loads(self.look(*arguments, "--json"))
 
     def start(self, *arguments: str) -> services.Program:
         log = self.world.folder / f"{'-'.join(arguments).replace('/', '')}.log"
@@ -75,7 +89,7 @@ def understudy(make_world: Callable[..., World], redis: services.Redis) -> Itera
 
 def test_from_init_to_a_replica_in_sync(understudy: Command) -> None:
     world = understudy.world
-    assert "is there" in understudy("init")
+    assert "is there" in understudy.look("init")
     world.make_vm("web-01", 16 * MIB)
     world.scribble("web-01", 1)
     assert "none answered" in understudy("check")
@@ -84,34 +98,34 @@ def test_from_init_to_a_replica_in_sync(understudy: Command) -> None:
     assert found["workers of prod"]["result"] == "ok" == found["target recovery"]["result"]
     assert found["control worker"]["result"] == "note"
 
-    assert [line["state"] for line in understudy.json("status", "web-01")] == ["never synced"]
+    assert [line["state"] for line in understudy.table("status", "web-01")] == ["never synced"]
     (ended,) = understudy.json("backup", "web-01", "--wait")
     assert ended["state"] == "succeeded"
 
-    runs = understudy.json("runs")
-    (planned,) = understudy.json("sync", "web-01", "--plan")
+    runs = understudy.table("runs")
+    (planned,) = understudy.table("sync", "web-01", "--plan")
     assert planned["build_replica"] and planned["point"] == ended["point"]
     assert [disk["mode"] for disk in planned["disks"]] == ["full"]
-    assert "the replica is built new" in understudy("sync", "web-01", "--plan")
-    assert understudy.json("runs") == runs, "a plan requests nothing"
+    assert "the replica is built new" in understudy.look("sync", "web-01", "--plan")
+    assert understudy.table("runs") == runs, "a plan requests nothing"
 
     said = understudy("sync", "web-01", "--wait")
     assert re.search(r"sync web-01 \(\w+\): queued", said) and "succeeded" in said
-    (line,) = understudy.json("status")
+    (line,) = understudy.table("status")
     assert line["state"] == "in sync" and line["sync_point"]["point"] == ended["point"]
     assert line["last_sync"]["run"]["written"] == planned["disks"][0]["bytes"]
-    assert "in sync" in understudy("status")
+    assert "in sync" in understudy.look("status")
 
-    (point,) = understudy.json("points", "web-01")
+    (point,) = understudy.table("points", "web-01")
     assert point["held_by"] == ["replica dr/web-01_replica"] and point["disks"][0]["mode"] == "full"
-    assert "replica dr/web-01_replica" in understudy("points", "web-01")
+    assert "replica dr/web-01_replica" in understudy.look("points", "web-01")
 
-    run = understudy.json("runs", "web-01", "--limit", "1")[0]["id"]
-    shown = understudy.json("show", run[:8])
+    run = understudy.table("runs", "web-01", "--limit", "1")[0]["id"]
+    shown = understudy.table("show", run[:8])
     assert shown["run"]["kind"] == "sync" and shown["slices"] and shown["run"]["reasons"]
-    assert "reasons" in understudy("show", run) and "slices" in understudy("show", run)
+    assert "reasons" in understudy.look("show", run) and "slices" in understudy.look("show", run)
     understudy("sync", "web-01", "--wait")
-    assert understudy.json("runs", "--limit", "1")[0]["state"] == "nothing new"
+    assert understudy.table("runs", "--limit", "1")[0]["state"] == "nothing new"
 
 
 def test_a_vm_that_is_too_new_for_the_inventory_is_looked_for(understudy: Command) -> None:
@@ -126,33 +140,33 @@ def test_a_vm_that_is_too_new_for_the_inventory_is_looked_for(understudy: Comman
 
 def test_a_failure_is_one_sentence_and_exit_code_1(understudy: Command) -> None:
     world = understudy.world
-    world.make_vm("web-01", 8 * MIB)
+    world.make_vm("db-01", 8 * MIB)
     understudy.workers()
-    understudy("backup", "web-01", "--wait")
-    understudy("sync", "web-01", "--wait")
-    replica = world.vm(world.pair("web-01").replica_name, "dr")
+    understudy("backup", "db-01", "--wait")
+    understudy("sync", "db-01", "--wait")
+    replica = world.vm(world.pair("db-01").replica_name, "dr")
     world.target.wait(replica.PowerOnVM_Task())
-    understudy("backup", "web-01", "--wait")
-    said = understudy("sync", "web-01", "--wait", code=1)
-    assert "understudy: sync of web-01 failed: the replica web-01_replica is running" in said
-    (line,) = understudy.json("status")
+    understudy("backup", "db-01", "--wait")
+    said = understudy("sync", "db-01", "--wait", code=1)
+    assert "understudy: sync of db-01 failed: the replica db-01_replica is running" in said
+    (line,) = understudy.table("status", "db-01")
     assert line["state"] == "touched"
-    assert "web-01: sync: the replica web-01_replica is running" in understudy("status")
-    run = understudy.json("runs", "--limit", "1")[0]["id"]
-    assert understudy.json("show", run)["failures"][0]["family"] == "touched"
+    assert "db-01: sync: the replica db-01_replica is running" in understudy.look("status", "db-01")
+    run = understudy.table("runs", "db-01", "--limit", "1")[0]["id"]
+    assert understudy.table("show", run)["failures"][0]["family"] == "touched"
 
 
 def test_who_stops_waiting_stops_nothing(understudy: Command) -> None:
     world = understudy.world
-    world.make_vm("web-01", 8 * MIB)
-    waiting = understudy.start("backup", "web-01", "--wait")  # there is no worker: it waits
+    world.make_vm("app-01", 8 * MIB)
+    waiting = understudy.start("backup", "app-01", "--wait")  # there is no worker: it waits
     services.wait_for(lambda: waiting.said(": queued"), "the run in the queue", timeout=60)
     waiting.process.send_signal(signal.SIGINT)
     assert waiting.process.wait(30) == 130
     assert "the runs go on" in waiting.log.read_text() and "Traceback" not in waiting.log.read_text()
     (run,) = world.catalogue.live_runs()
     assert run.state is RunState.QUEUED
-    joined = understudy.json("backup", "web-01")
+    joined = understudy.json("backup", "app-01")
     assert joined[0]["joined"] and joined[0]["run"] == run.id
     understudy.workers()
     services.wait_for(lambda: world.catalogue.run(run.id).state is RunState.SUCCEEDED, "the backup", timeout=60)
