@@ -296,7 +296,7 @@ def beat(log_json: LogJson = False) -> None:
 @app.command()
 def flower(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5555,
-    address: Annotated[str, typer.Option("--address", help="Who reaches it may stop tasks.")] = "127.0.0.1",
+    address: Annotated[str, typer.Option("--address", help="Who reaches it sees all tasks.")] = "127.0.0.1",
 ) -> None:
     """Show workers and tasks in a browser.
 

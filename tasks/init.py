@@ -71,6 +71,12 @@ keep_last = 14                            # restore points per VM
 
 # [groups.web.overrides.db-01]
 # excluded_disks = ["Hard disk 3"]
+
+# --- Flower: with a login people may also enqueue and revoke there; without one it only shows ------------------------
+
+# [flower]
+# user = "operator"
+# password_file = "secrets/flower"
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,7 +20,7 @@ from tests import services
 from tests.command import forgetting, run
 from workers import settings
 from workers.catalogue import Catalogue
-from workers.models import VmIdentity, VmSummary
+from workers.models import Model, VmIdentity, VmSummary
 from workers.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,25 @@ def test_the_example_says_what_settings_know() -> None:
     )
     assert uncommented.count("[groups.web.overrides.db-01]") == 1
     settings.Settings.model_validate(tomllib.loads(uncommented.replace("# compute", "compute")))
+
+
+def test_every_setting_is_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    settings_models = [
+        value
+        for value in vars(settings).values()
+        if isinstance(value, type) and issubclass(value, Model) and value.__module__ == settings.__name__
+    ]
+    assert len(settings_models) >= 9
+    keys = {(model.__name__, key) for model in settings_models for key in model.model_fields}
+    shown = {key for _, key in keys if re.search(rf"`{key}[`.]|{{ .*\b{key} =|`\[{key}[.\]]", manual)}
+    assert sorted(key for key in keys if key[1] not in shown) == []
+
+
+def test_the_manual_has_the_real_defaults() -> None:
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    for key, field in settings.Tuning.model_fields.items():
+        assert f"\n| `{key}` | {field.default} |" in manual
 
 
 # --- errors are sentences ---------------------------------------------------------------------------------------------

@@ -262,8 +262,8 @@ def test_thousands_of_lines_take_a_handful_of_queries(here: Here) -> None:
                 conn.exec_driver_sql("INSERT INTO targets VALUES (?, 2)", (f"chain:main:uuid-{name}",))
                 for fence in (1, 2):
                     conn.exec_driver_sql(
-                        "INSERT INTO runs (id, kind, target, vm, site, trigger, state, fence, attempts, memory, reasons, "
-                        "created, sent, read, written, stored) VALUES (?, 'backup', ?, ?, 'prod', 'ad hoc', "
+                        "INSERT INTO runs (id, kind, target, vm, site, trigger, state, fence, attempts, memory, "
+                        "reasons, created, sent, read, written, stored) VALUES (?, 'backup', ?, ?, 'prod', 'ad hoc', "
                         "'succeeded', ?, 1, '{}', '[]', '2026-01-01 00:00:00', '2026-01-01 00:00:00', 0, 0, 0)",
                         (f"{number}-{fence}", f"chain:main:uuid-{name}", name, fence),
                     )

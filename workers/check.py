@@ -118,8 +118,10 @@ def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> s
         raise NotFound(
             f"{path} (sites.{name}.datastores.{datastore}) is not a folder on this machine: mount it; {elsewhere}"
         )
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        raise NotFound(f"{path} may not be read and written by this user; check the rights and the export's options")
+    written = any((target.site, target.datastore) == (name, datastore) for target in settings.targets.values())
+    if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if written else 0)):
+        what = "read and written" if written else "read"
+        raise NotFound(f"{path} may not be {what} by this user; check the rights and the export's options")
     if not any(path.iterdir()):
         raise _Note(f"{path} is empty: is the datastore {datastore} really mounted there?")
     return str(path) if free is None else f"{path}, {_gib(free)} free"
