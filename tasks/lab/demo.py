@@ -162,20 +162,28 @@ def _make(lab: Lab, name: str, sizes: tuple[int, ...]) -> None:
 
 def _work(lab: Lab, name: str, *, seed: int) -> None:
     """Change files on a copy of each disk; the vCenter then writes what changed, as the running guest would."""
-    state = vcenter.find(connect("prod", lab.settings.sites["prod"]), name)
-    for number, disk in enumerate(_disks(state)):
-        live = _flat(lab.settings.sites["prod"].datastores, disk)
+    for number in range(len(VMS[name])):
         with tempfile.TemporaryDirectory(dir=lab.config.parent) as folder:
             copy = Path(folder) / "disk"
-            subprocess.run(["cp", "--reflink=auto", "--sparse=always", str(live), str(copy)], check=True)
+            _wait(partial(_copy_live, lab, name, number, copy), f"a quiet moment of {name}")
+            before = copy.read_bytes()
             rng = random.Random(f"{name} {number} {seed}")
             guest.write_files(copy, {f"/work/{seed}-{i}.bin": rng.randbytes(200_000) for i in range(4)})
             guest.check(copy)
-            _apply(lab, name, number, live, copy)
+            _apply(lab, name, number, before, copy.read_bytes())
 
 
-def _apply(lab: Lab, name: str, number: int, live: Path, wanted: Path) -> None:
-    old, new = live.read_bytes(), wanted.read_bytes()
+def _copy_live(lab: Lab, name: str, number: int, to: Path) -> bool | None:
+    """None when a snapshot came or went meanwhile: then the file that was copied was not the live one all the time."""
+    session, mounts = connect("prod", lab.settings.sites["prod"]), lab.settings.sites["prod"].datastores
+    state = vcenter.find(session, name)
+    live = _flat(mounts, _disks(state)[number])
+    done = subprocess.run(["cp", "--reflink=auto", "--sparse=always", str(live), str(to)], capture_output=True)
+    same = vcenter.find(session, name).change_version == state.change_version
+    return True if done.returncode == 0 and same else None
+
+
+def _apply(lab: Lab, name: str, number: int, old: bytes, new: bytes) -> None:
     for offset in range(0, len(new), MIB):
         if new[offset : offset + MIB] == old[offset : offset + MIB]:
             continue
