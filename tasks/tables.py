@@ -52,7 +52,7 @@ def status(lines: Sequence[Protected]) -> None:
             line.vm,
             coloured(line.state),
             f"{line.pair.site}/{line.pair.replica_name}" if line.pair else line.recovery_target or "-",
-            f"{line.newest.id} in {line.store}" if line.newest else "-",
+            line.newest.id if line.newest else "-",
             line.sync_point.point if line.sync_point else "-",
             show.age((line.sync or line.backup).lag),
             f"{kind_of(run)} {run.state}" if run else "-",
