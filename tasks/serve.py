@@ -58,10 +58,13 @@ def beat(*, as_json: bool) -> None:
 
 
 def flower(*, port: int, address: str) -> None:
-    """Show workers and tasks in a browser. It changes nothing and keeps nothing."""
-    from tasks.app import here
+    """Show workers and tasks in a browser; with a login configured, people may enqueue and revoke there, too."""
+    from tasks.app import configured, here
 
     here()
+    login = configured().flower
+    if login is not None:  # by the environment: a password in the arguments is everybody's to read
+        os.environ["FLOWER_BASIC_AUTH"] = f"{login.user}:{login.password()}"
     _start(
         "flower",
         # Flower runs a flowerconfig.py of the current folder as code: not one that happens to lie there.
@@ -69,6 +72,7 @@ def flower(*, port: int, address: str) -> None:
         f"--port={port}",
         f"--address={address}",
         "--tasks_columns=name,uuid,state,kwargs,result,received,started,runtime,worker",
+        *(() if login is not None else ("--read_only",)),
         as_json=False,
     )
 

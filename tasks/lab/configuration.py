@@ -117,6 +117,7 @@ def write_understudy(folder: Path, ports: dict[str, int], extra: str | None) -> 
     kept = folder / "extra.toml"
     if extra is not None:
         _write(kept, extra)
+    secret(folder, "flower")
     sites = "".join(_site(vcenter, ports[vcenter.site]) for vcenter in VCENTERS)
     text = f"""\
 # Written by the lab at each start; what is to stay belongs into extra.toml, which is appended here.
@@ -125,6 +126,10 @@ catalogue = "sqlite:///catalogue.db"
 {sites}
 [stores.main]
 path = "store"
+
+[flower]
+user = "{USER}"
+password_file = "secrets/flower"
 
 [targets.dr]
 site = "dr"
