@@ -80,7 +80,7 @@ $apt update || echo "setup: apt-get update reported a problem; going on with the
 $apt install --no-install-recommends "$@"
 for package in "$@"; do
     case $package in redis-server | postgresql)
-        if command -v systemctl >/dev/null 2>&1; then systemctl disable "$package" >/dev/null 2>&1 || true; fi ;;
+        { systemctl disable "$package" || update-rc.d "$package" disable; } >/dev/null 2>&1 || true ;;
     esac
 done
 SCRIPT
