@@ -23,7 +23,7 @@ from pyVmomi import vim
 from workers import backup, dispatch, replicate
 from workers.catalogue import Catalogue
 from workers.models import Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
-from workers.run import Here
+from workers.run import Here, give_up
 from workers.settings import Settings
 from workers.store import Store
 from workers.vsphere import building, inventory
@@ -306,6 +306,10 @@ class World:
                 sa.text("update runs set lease_until = :long_ago, not_before = null where id = :id"),
                 {"long_ago": "2000-01-01 00:00:00.000000", "id": run.id},
             )
+
+    def give_up(self, run_id: str) -> None:
+        """A person or the reaper ends a dead run, so that the next one is a new run with a new fence."""
+        give_up(self.here, self.catalogue.run(run_id), "given up by the test")
 
     # --- judging ----------------------------------------------------------------------------------------------
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.store.disks import MemoryDisk, assert_content, backup, noise
+from tests.store.disks import VM, MemoryDisk, assert_content, backup, make_point, noise, point_disk, write_disk
+from workers.errors import BadInput, NotFound
 from workers.extents import EMPTY, GRANULE, Extents
+from workers.point import Piece
 from workers.store import Store
 from workers.store.layout import BLOCK, SEGMENT
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.create(tmp_path / "store")
 
 
 @pytest.mark.parametrize("size", [4096, 512, 10 * MIB + 512, 40 * MIB, 2 * SEGMENT + 12345 * 512])
@@ -60,3 +55,108 @@ def test_rewritten_equal_is_nothing(store: Store) -> None:
     assert made[0].differing == EMPTY and made[0].stored == 0
     assert second.disks[0].segments == first.disks[0].segments
     assert store.diff(first.disks[0], second.disks[0]) == EMPTY
+
+
+def test_compare_finds_what_the_parent_holds_and_the_source_does_not(store: Store) -> None:
+    """What became a hole is outside of the source's allocated extents, and yet it changed."""
+    source = MemoryDisk(16 * MIB)
+    source.put(0, noise(4 * MIB, 1))
+    first, _ = backup(store, source)
+    before = source.copy()
+    for granule in range(100, 300):
+        del source.granules[granule]
+    source.put(10 * MIB, noise(50_000, 2))
+    point, made = backup(store, source, source.allocated(), mode="compare")
+    assert_content(store, point, source)
+    assert made[0].differing == store.diff(first.disks[0], point.disks[0]) == source.differs(before)
+
+
+def test_full_starts_anew_and_stores_nothing_twice(store: Store) -> None:
+    source = MemoryDisk(16 * MIB)
+    source.put(0, noise(8 * MIB, 1))
+    first, _ = backup(store, source)
+    second, made = backup(store, source, mode="full")
+    assert made[0].changed == 8 * MIB
+    assert made[0].stored < 10_000, "only a map: all chunks were found by the index"
+    assert_content(store, second, source)
+    assert store.diff(first.disks[0], second.disks[0]) == EMPTY
+
+
+def test_the_same_content_elsewhere_is_stored_once(store: Store) -> None:
+    source = MemoryDisk(64 * MIB)
+    source.put(0, noise(4 * MIB, 1))
+    source.put(32 * MIB, noise(4 * MIB, 1))
+    backup(store, source)
+    other = MemoryDisk(64 * MIB)
+    other.put(8 * MIB, noise(4 * MIB, 1))
+    point, made = backup(store, other, vm="other-vm")
+    assert made[0].stored < 10_000
+    assert_content(store, point, other)
+
+
+def test_a_disk_that_grew_and_one_that_shrank(store: Store) -> None:
+    small = MemoryDisk(SEGMENT - 7 * 512)
+    small.put(SEGMENT - 3 * GRANULE, noise(2 * GRANULE, 1))
+    first, _ = backup(store, small)
+    large = MemoryDisk(SEGMENT + 9 * MIB, small.granules)
+    large.put(SEGMENT + MIB, noise(MIB, 2))
+    second, _ = backup(store, large, large.differs(small))
+    assert_content(store, second, large)
+    assert store.diff(first.disks[0], second.disks[0]) == large.differs(small)
+    third, _ = backup(store, small, EMPTY)
+    assert_content(store, third, small)
+    assert store.diff(first.disks[0], third.disks[0]) == EMPTY
+    assert store.diff(second.disks[0], first.disks[0]).end <= small.size
+
+
+def test_a_run_goes_on_in_another_process(store: Store) -> None:
+    """Segments flushed by a writer that died are committed by the next writer of the same run; prune leaves them."""
+    source = MemoryDisk(2 * SEGMENT)
+    source.put(0, noise(MIB, 1))
+    source.put(SEGMENT, noise(MIB, 2))
+    everything = source.allocated()
+    arguments = {"size": source.size, "source": source, "candidates": everything, "parent": None}
+    with store.writer("run-1") as writer:
+        kept = writer.segment(0, **arguments)
+        writer.flush()
+        writer.segment(1, **arguments)  # lost: not flushed
+    again = Store.open(store.path)
+    assert again.prune().packs == 0
+    with again.writer("run-1") as writer:
+        rest = writer.segment(1, **arguments)
+        point = make_point(None, "run-1", [point_disk(source.size, [kept.name, rest.name])])
+        writer.commit(point)
+    assert_content(again, point, source)
+    assert again.runs() == []
+
+
+def test_any_range_can_be_read(store: Store) -> None:
+    source = MemoryDisk(SEGMENT + MIB)
+    source.put(SEGMENT - 64 * GRANULE, noise(100 * GRANULE, 1))
+    point, _ = backup(store, source)
+    reader = store.reader(point, "disk-1")
+    for offset, length in [(SEGMENT - 700, 1400), (SEGMENT - 64 * GRANULE + 1, 1), (5, 7), (SEGMENT + MIB - 1, 1)]:
+        data = b"".join(bytes(p.length) if p.data is None else bytes(p.data) for p in reader.read([(offset, length)]))
+        assert data == source.content(offset, length)
+    with pytest.raises(ValueError, match="were asked for"):
+        reader.read([(SEGMENT + MIB - 1, 2)])
+
+
+def test_a_source_that_gives_other_bytes_than_asked_is_refused(store: Store) -> None:
+    source = MemoryDisk(MIB)
+    source.put(0, noise(MIB, 1))
+    source.read = lambda batch: [Piece(o + GRANULE, n, bytes(n)) for o, n in batch]  # type: ignore[method-assign]
+    with store.writer("run-1") as writer, pytest.raises(ValueError, match="was asked for"):
+        write_disk(writer, source, Extents.of([(0, 2 * GRANULE)]))
+
+
+def test_what_an_unknown_name_gets(store: Store) -> None:
+    source = MemoryDisk(MIB)
+    point, _ = backup(store, source)
+    with pytest.raises(NotFound, match=f"it has {point.id}"):
+        store.point(VM, "00000009-00000000")
+    with pytest.raises(NotFound, match="disk-1"):
+        store.reader(point, "disk-2")
+    assert store.points("nobody") == [] and store.newest("nobody") is None
+    with pytest.raises(BadInput, match="file's name"):
+        store.points("../etc")

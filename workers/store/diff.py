@@ -13,23 +13,24 @@ from numpy.typing import NDArray
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.models import PointDisk
 from workers.store import layout
-from workers.store.layout import SEGMENT
+from workers.store.layout import BLOCK, SEGMENT
 from workers.store.maps import GRANULES, KEEP, Maps, SegmentMap, pack_numbers
 
 Ints = NDArray[np.int64]
 
-#: Segments of each side that are compared at a time. 32 segments of 4,096 steps are 1.6 MB a side: they stay in
+#: Segments of each side that are compared at a time. 16 segments of 4,096 steps are 0.8 MB a side: they stay in
 #: the processor's cache, and numpy's cost per call (some 5 us) no longer shows.
-TOGETHER = 32
+TOGETHER = 16
+
+_PER_BLOCK = np.uint32(BLOCK // GRANULE)
 
 
 class Steps(NamedTuple):
     """The steps of several segments in one line: GRANULES each, one after the other."""
 
-    starts: Ints
-    ends: Ints
-    #: equal at equal starts = equal content; 0 = zeroes
-    places: Ints
+    #: one more than places: the last is the end
+    starts: NDArray[np.uint32]
+    places: NDArray[np.uint64]
 
 
 def diff(maps: Maps, a: PointDisk | None, b: PointDisk) -> Extents:
@@ -73,62 +74,84 @@ def _differing(maps: Maps, batch: Sequence[tuple[int, str, str]]) -> tuple[Ints,
     """Byte ranges of the disk where the segments of a batch differ."""
     side_a = maps.load_many([name for _, name, _ in batch])
     side_b = maps.load_many([name for _, _, name in batch])
-    number = _numbering(side_a, side_b)
-    starts, ends = compare(_line_up(side_a, number), _line_up(side_b, number))
+    starts, ends = compare(*line_up(side_a, side_b))
     base = np.array([i for i, _, _ in batch], np.int64) * SEGMENT
     # A range never crosses a segment: steps end there on both sides.
     segment = base[starts // GRANULES]
     return segment + starts % GRANULES * GRANULE, segment + ((ends - 1) % GRANULES + 1) * GRANULE
 
 
-def _numbering(*sides: Sequence[SegmentMap]) -> NDArray[np.uint64]:
-    """The ids of all packs that a batch refers to, sorted: an id's position is its number."""
-    return np.unique(np.concatenate([segment.packs for side in sides for segment in side]))
+def line_up(side_a: Sequence[SegmentMap], side_b: Sequence[SegmentMap]) -> tuple[Steps, Steps]:
+    """Both sides in one line each, with places that are equal where the content is."""
+    places_b = [_renumbered(a, b) for a, b in zip(side_a, side_b, strict=True)]
+    return _line(side_a, [a.places for a in side_a]), _line(side_b, places_b)
 
 
-def _line_up(segments: Sequence[SegmentMap], number: NDArray[np.uint64]) -> Steps:
+def _renumbered(a: SegmentMap, b: SegmentMap) -> NDArray[np.uint64]:
+    """b's places in a's numbering of packs. A child keeps its parent's numbers as long as it uses all those packs."""
+    common = min(len(a.packs), len(b.packs))
+    if np.array_equal(a.packs[:common], b.packs[:common]):
+        return b.places
+    order = np.argsort(a.packs)
+    at = np.searchsorted(a.packs, b.packs, sorter=order)
+    at[at == len(order)] = 0
+    known = a.packs[order[at]] == b.packs
+    fresh = len(a.packs) + 1 + np.arange(len(b.packs))
+    table = np.concatenate((np.zeros(1, np.int64), np.where(known, order[at] + 1, fresh)))
+    return (b.places & KEEP) | table[pack_numbers(b.places)].astype(np.uint64) << np.uint64(layout.PLACE_PACK)
+
+
+def _line(segments: Sequence[SegmentMap], places: Sequence[NDArray[np.uint64]]) -> Steps:
     counts = [len(segment.starts) for segment in segments]
-    starts = np.concatenate([segment.starts for segment in segments]).astype(np.int64)
-    which = np.repeat(np.arange(len(segments), dtype=np.int64), counts)
-    starts += which * GRANULES
-    places = np.concatenate([segment.places for segment in segments])
-    # Each segment numbers its packs on its own: one table for all, with a 0 in front of each for zeroes.
-    bases = np.cumsum([0] + [len(segment.packs) + 1 for segment in segments[:-1]])
-    table = np.concatenate(
-        [part for s in segments for part in (np.zeros(1, np.int64), np.searchsorted(number, s.packs) + 1)]
-    )
-    packs = table[pack_numbers(places) + np.repeat(bases, counts)]
-    low = (places & KEEP & np.uint64(layout.PLACE_PACKED - 1)).astype(np.int64)
-    ends = np.append(starts[1:], len(segments) * GRANULES)
-    return Steps(starts, ends, low | (packs << layout.PLACE_PACK))
+    starts = np.empty(sum(counts) + 1, np.uint32)
+    at = 0
+    for i, (segment, count) in enumerate(zip(segments, counts, strict=True)):
+        np.add(segment.starts, np.uint32(i * GRANULES), out=starts[at : at + count])
+        at += count
+    starts[-1] = len(segments) * GRANULES
+    return Steps(starts, np.concatenate(places))
 
 
 def compare(a: Steps, b: Steps) -> tuple[Ints, Ints]:
-    """Ranges of granules where two lines of steps over the same granules differ: sorted and disjoint."""
-    at = np.searchsorted(a.starts, b.starts)
-    at[at == len(a.starts)] = 0
-    same = (a.starts[at] == b.starts) & (a.places[at] == b.places) & (a.ends[at] == b.ends)
-    rest_a = np.ones(len(a.starts), bool)
-    rest_a[at[same]] = False
-    if same.all() and not rest_a.any():
+    """Ranges of granules where two lines of steps over the same granules differ: sorted and disjoint.
+
+    Most steps are on both sides, in the same order within their block: each is tried against the one of equal rank,
+    and only what does not fit is looked at closely. All of it walks through memory in order; a table from start to
+    step took three times as long, a binary search four times.
+    """
+    begin_a, begin_b = a.starts[:-1], b.starts[:-1]
+    block_b = begin_b // _PER_BLOCK
+    blocks = int(a.starts[-1]) // _PER_BLOCK
+    more = np.cumsum(np.bincount(begin_a // _PER_BLOCK, minlength=blocks) - np.bincount(block_b, minlength=blocks))
+    at = np.arange(len(begin_b)) + np.concatenate((np.zeros(1, np.int64), more[:-1]))[block_b]
+    np.clip(at, 0, len(begin_a) - 1, out=at)
+    same = begin_a[at] == begin_b
+    same &= a.places[at] == b.places
+    same &= a.starts[1:][at] == b.starts[1:]
+    rest_b = np.flatnonzero(~same)
+    if not len(rest_b):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    # What is left covers the same granules on both sides, mostly few: cut it at every border of either.
-    left, right = _pick(a, rest_a), _pick(b, ~same)
-    cuts = np.unique(np.concatenate((left.starts, left.ends, right.starts, right.ends)))
-    from_, to = cuts[:-1], cuts[1:]
-    inside, value_a = _value(left, from_)
-    _, value_b = _value(right, from_)
-    differs = inside & (value_a != value_b)
-    return from_[differs], to[differs]
+    alone = np.ones(len(begin_a), bool)
+    alone[at[same]] = False
+    return _cut(a, np.flatnonzero(alone), b, rest_b)
 
 
-def _pick(steps: Steps, mask: NDArray[np.bool_]) -> Steps:
-    return Steps(steps.starts[mask], steps.ends[mask], steps.places[mask])
+def _cut(a: Steps, rest_a: Ints, b: Steps, rest_b: Ints) -> tuple[Ints, Ints]:
+    """The steps `rest_a` and `rest_b` cover the same granules: cut at every start of either, then compare."""
+    starts_a, starts_b = a.starts[rest_a].astype(np.int64), b.starts[rest_b].astype(np.int64)
+    points = np.concatenate((starts_a, starts_b))
+    order = np.argsort(points, kind="stable")
+    points = points[order]
+    is_a = order < len(starts_a)
+    last = np.append(points[1:] != points[:-1], True)
+    points = points[last]
+    of_a, of_b = (np.cumsum(is_a) - 1)[last], (np.cumsum(~is_a) - 1)[last]
+    value_a = _value(a.places[rest_a[of_a]], points - starts_a[of_a])
+    value_b = _value(b.places[rest_b[of_b]], points - starts_b[of_b])
+    ends = np.minimum(a.starts[rest_a[of_a] + 1], b.starts[rest_b[of_b] + 1]).astype(np.int64)
+    differs = value_a != value_b
+    return points[differs], ends[differs]
 
 
-def _value(steps: Steps, points: Ints) -> tuple[NDArray[np.bool_], Ints]:
-    """Whether each point lies in a step, and what the disk holds there."""
-    at = np.searchsorted(steps.starts, points, side="right") - 1
-    inside = (at >= 0) & (points < steps.ends[at])
-    value = steps.places[at] + (points - steps.starts[at])
-    return inside, np.where(steps.places[at] == 0, 0, value)
+def _value(places: NDArray[np.uint64], further: Ints) -> NDArray[np.uint64]:
+    return places + np.where(places == 0, 0, further).astype(np.uint64)

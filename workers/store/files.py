@@ -142,5 +142,13 @@ def names(folder: Path, suffix: str = "") -> list[str]:
         return sorted(e.name for e in entries if e.name.endswith(suffix) and not e.name.startswith("."))
 
 
+def sweep(folder: Path) -> None:
+    """Removes what a killed writer left under a hidden name. A live one notices that its rename finds nothing."""
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(".") and entry.is_file()]
+    for path in left:
+        remove(Path(path))
+
+
 def to_json(value: object) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"

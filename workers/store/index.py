@@ -128,7 +128,9 @@ class Index:
         """Makes what was added findable for every later writer; the packs' names are durable before that."""
         if any(len(run) for run in self._recent):
             files.sync_folder(self._packs.folder)
-            self._published.append(Run.open(write_run(self._folder, joined(self._recent))))
+            path = write_run(self._folder, joined(self._recent))
+            if path is not None:
+                self._published.append(Run.open(path))
         self._recent = []
         if len(self._published) > 2 * RUNS and merge(self._folder):
             self._published = open_runs(self._folder)
@@ -143,13 +145,17 @@ def open_runs(folder: Path) -> list[Run]:
     return sorted(runs, key=len, reverse=True)
 
 
-def write_run(folder: Path, run: Run) -> Path:
+def write_run(folder: Path, run: Run) -> Path | None:
+    """None when prune took the file for left over before it had its name: `complete` makes up for it."""
     path = folder / f"{layout.fresh_id():016x}.idx"
     head = INDEX_HEAD.pack(INDEX_MAGIC, FORMAT, len(run.packs), len(run)).ljust(INDEX_HEAD_SIZE, b"\0")
     body = (run.packs.astype("<u8"), run.keys.astype("<u8"), run.places.astype("<u8"))
     fresh = path.with_name(f".{path.name}")
     files.write_new(fresh, head + b"".join(part.tobytes() for part in body))
-    os.rename(fresh, path)
+    try:
+        os.rename(fresh, path)
+    except FileNotFoundError:
+        return None
     return path
 
 
@@ -190,8 +196,10 @@ def merge(folder: Path, alive: Collection[int] | None = None) -> bool:
             return False
         chosen = _smaller(runs)
         path = folder / f"{layout.fresh_id():016x}.idx"
-        _write_merged(path, chosen, alive)
-        files.sync_folder(folder)
+        try:
+            _write_merged(path, chosen, alive)
+        except FileNotFoundError:
+            return False
         for run in chosen:
             assert run.path is not None
             files.remove(run.path)
@@ -212,7 +220,7 @@ def _smaller(runs: Sequence[Run]) -> list[Run]:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
     """Whether this process may merge now; saves double work, nothing depends on it."""
-    with open(folder / ".merge", "ab") as file:
+    with open(folder / "merge.lock", "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -243,6 +251,7 @@ def _write_merged(path: Path, runs: Sequence[Run], alive: Collection[int] | None
             files.write_all(out.fileno(), INDEX_HEAD.pack(INDEX_MAGIC, FORMAT, len(packs), count), 0)
             os.fsync(out.fileno())
         os.rename(fresh, path)
+        files.sync_folder(path.parent)
     finally:
         files.remove(fresh)
         files.remove(places_file)

@@ -58,10 +58,20 @@ class Work:
     fragmented: Mask
     lock: threading.Lock = field(default_factory=threading.Lock)
     numbers: dict[int, int] = field(default_factory=dict)
+    #: chunks on their way, by digest: a thread that meets one again adds its granules to it
+    claimed: dict[bytes, Pending] = field(default_factory=dict)
     read: int = 0
     stored: int = 0
     rewritten: int = 0
     differing: list[Extents] = field(default_factory=list)
+
+    def join(self, digest: bytes, granules: Ints) -> bool:
+        """Whether a chunk of that digest is on its way; then it will be the content of `granules` too."""
+        with self.lock:
+            pending = self.claimed.get(digest)
+            if pending is not None:
+                pending.users.append(granules)
+            return pending is not None
 
     def number(self, pack_id: int) -> int:
         """The pack's number in this segment, from 1."""
@@ -101,7 +111,6 @@ class Lane:
         self._out = files.buffer(OUT)
         self._filled = 0
         self._pending: list[Pending] = []
-        self._claimed: dict[bytes, Pending] = {}
         self._scraps = np.empty((SCRAP // GRANULE, GRANULE), np.uint8)
         self._scrap_users: list[Ints] = []
         self._scrap_count = 0
@@ -131,7 +140,6 @@ class Lane:
         """Forget what a failed segment left."""
         self._filled = self._scrap_count = 0
         self._pending, self._scrap_users = [], []
-        self._claimed.clear()
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -212,10 +220,8 @@ class Lane:
         for (granules, data), digest, found in zip(chunks, digests, self._find(digests), strict=True):
             if found is not None:
                 work.place(granules, *found, packed=False)
-            elif (claimed := self._claimed.get(digest)) is not None:
-                claimed.users.append(granules)
-            else:
-                self._claimed[digest] = self._put(work, data, digest, granules, 0)
+            elif not work.join(digest, granules):
+                self._put(work, data, digest, granules, 0)
 
     def _keep_scraps(self, work: Work, lines: NDArray[np.uint8], granules: Ints, small: Ints) -> None:
         while len(small):
@@ -235,7 +241,7 @@ class Lane:
         self._scrap_users, self._scrap_count = [], 0
         self._put(work, data, layout.digest(data), users, PACKED)
 
-    def _put(self, work: Work, data: NDArray[np.uint8], digest: bytes, granules: Ints, flags: int) -> Pending:
+    def _put(self, work: Work, data: NDArray[np.uint8], digest: bytes, granules: Ints, flags: int) -> None:
         """Compressed into the lane's buffer; raw when that gains nothing."""
         raw = data.data
         stored: bytes | memoryview = self._compress.compress(raw, ZstdCompressor.FLUSH_FRAME)
@@ -249,7 +255,9 @@ class Lane:
         self._filled += len(stored)
         pending = Pending(Blob(digest, len(stored), len(raw), flags), [granules])
         self._pending.append(pending)
-        return pending
+        if not flags & PACKED:
+            with work.lock:
+                work.claimed[digest] = pending
 
     def _flush(self, work: Work) -> None:
         if not self._pending:
@@ -257,14 +265,16 @@ class Lane:
         end = -(-self._filled // ALIGN) * ALIGN
         self._out[self._filled : end] = bytes(end - self._filled)
         pack_id, slot = self._store([pending.blob for pending in self._pending], self._out[:end])
+        with work.lock:
+            # From here on others find these in the pack; who came before is in `users`.
+            for pending in self._pending:
+                work.claimed.pop(pending.blob.digest, None)
+            work.stored += self._filled
         for number, pending in enumerate(self._pending):
             for granules in pending.users:
                 work.place(granules, pack_id, slot + number, packed=bool(pending.blob.flags & PACKED))
-        with work.lock:
-            work.stored += self._filled
         self._filled = 0
         self._pending = []
-        self._claimed.clear()
 
 
 def parts(extents: Extents, size: int, *, source: bool = True) -> Iterator[Part]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,10 +174,9 @@ class MapsFile:
             os.close(self.fd)
             raise
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if (fd := getattr(self, "fd", -1)) >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            close(fd)
 
 
 class Maps:

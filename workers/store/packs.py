@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,11 +117,10 @@ class Pack:
     def digest(self, slot: int) -> bytes:
         return self.digests[32 * slot : 32 * slot + 32]
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         # Threads may still read through a pack that fell out of the cache: the last one closes it.
         if (fd := getattr(self, "fd", -1)) >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            close(fd)
 
 
 class PackCache:

@@ -81,6 +81,8 @@ class Pruner:
             if not mine:
                 return PruneReport(busy=True)
             self._writers.sweep()
+            for folder in (self._tombs, self._index):
+                files.sweep(folder)
             self._mark()
             report = self._delete()
             index.complete(self._index, self._packs)

@@ -27,9 +27,10 @@ from workers.store.points import Points, encode
 from workers.store.read import DiskReader
 from workers.store.writers import Writers
 
-#: A block that changes and was in more than this many parts is stored whole. 16 parts of a granule are a quarter of a
-#: block, so storing it whole costs at most four times what the changes did, and a segment stays below 70,000 steps.
-PARTS = 16
+#: A block that changes and was in more than this many parts is stored whole. 16 lone granules that changed, a quarter
+#: of the block, leave 33 parts: storing it whole costs at most four times what the changes did, and what can be read
+#: together stays together. A segment has at most 64 steps a block, in practice below half of that.
+PARTS = 32
 #: A segment that changes and lies in more blobs of scraps than this, and in more than twice as many as would do, gets
 #: its scraps repacked in the disk's order. Reading it decodes at most that many MiB of scraps, which fit the cache.
 SCRAP_BLOBS = 64

@@ -1,0 +1,116 @@
+"""Seconds that `Store.diff` takes between two points of a 10 TiB disk, by generated maps, in two shapes of change."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from workers.extents import GRANULE
+from workers.models import Disk, PointDisk
+from workers.store import Store
+from workers.store.layout import BLOCK, PLACE_PACK, PLACE_PACKED, PLACE_SLOT, SEGMENT
+from workers.store.maps import GRANULES, MapsWriter, SegmentMap, from_dense
+
+SEGMENTS = 10 << 10
+PER_BLOCK = BLOCK // GRANULE
+#: chunks of a pack of 256 MiB at a compression of 3
+PER_PACK = 3000
+
+
+def base(index: int) -> SegmentMap:
+    """A GiB full of chunks, which lie in two or three packs."""
+    blocks = np.arange(SEGMENT // BLOCK, dtype=np.uint64) + np.uint64(index * (SEGMENT // BLOCK))
+    pack, slot = blocks // np.uint64(PER_PACK), blocks % np.uint64(PER_PACK)
+    ids, number = np.unique(pack, return_inverse=True)
+    places = (number.astype(np.uint64) + np.uint64(1)) << np.uint64(PLACE_PACK) | slot << np.uint64(PLACE_SLOT)
+    starts = np.arange(SEGMENT // BLOCK, dtype=np.uint32) * np.uint32(PER_BLOCK)
+    return SegmentMap(starts, places, ids + np.uint64(1))
+
+
+def changed(segment: SegmentMap, index: int, runs: list[tuple[int, int]]) -> SegmentMap:
+    """The segment with runs of granules in scraps of a later run's pack."""
+    starts = segment.starts.astype(np.int64)
+    places = np.repeat(segment.places, np.diff(starts, append=GRANULES))
+    places += np.arange(GRANULES, dtype=np.uint64) % np.uint64(PER_BLOCK)
+    packs = [*segment.packs.tolist(), (1 << 40) + index // 30]
+    done = 0
+    for start, length in runs:
+        at = np.arange(done, done + length, dtype=np.uint64)
+        places[start : start + length] = (
+            np.uint64(PLACE_PACKED | len(packs) << PLACE_PACK)
+            | (np.uint64(index % 30 * 64) + at // np.uint64(256)) << np.uint64(PLACE_SLOT)
+            | at % np.uint64(256)
+        )
+        done += length
+    return from_dense(places, packs)
+
+
+def shapes(dice: np.random.Generator) -> dict[str, dict[int, list[tuple[int, int]]]]:
+    """1 % of the disk in each: whole runs of it in 1 % of the segments; or 64 KiB here and there in every segment."""
+    clustered = {
+        int(i): [(int(start), 1024) for start in range(0, GRANULES, 1024)]
+        for i in dice.choice(SEGMENTS, SEGMENTS // 100, replace=False)
+    }
+    per_segment = GRANULES // 100 // 16
+    spread = {}
+    for i in range(SEGMENTS):
+        places = np.sort(dice.choice(GRANULES // 16, per_segment, replace=False)) * 16
+        spread[i] = [(start, 16) for start in places.tolist()]
+    return {"in clusters": clustered, "spread over every segment": spread}
+
+
+def measure(folder: Path, runs: int) -> list[str]:
+    shutil.rmtree(folder, ignore_errors=True)
+    store = Store.create(folder)
+    dice = np.random.default_rng(11)
+    wanted = shapes(dice)
+    writers = {name: MapsWriter(folder / "maps", "bench") for name in ("base", *wanted)}
+    names: dict[str, list[str]] = {name: [] for name in writers}
+    for index in range(SEGMENTS):
+        segment = base(index)
+        names["base"].append(str(writers["base"].append(segment)))
+        for shape, where in wanted.items():
+            same = index not in where
+            made = names["base"][-1] if same else str(writers[shape].append(changed(segment, index, where[index])))
+            names[shape].append(made)
+    for writer in writers.values():
+        writer.seal()
+    disks = {name: _disk(tuple(listed)) for name, listed in names.items()}
+    lines = []
+    for shape in wanted:
+        seconds = []
+        for _ in range(runs):
+            began = time.perf_counter()
+            found = Store.open(folder).diff(disks["base"], disks[shape])
+            seconds.append(time.perf_counter() - began)
+        truth = sum(length for where in wanted[shape].values() for _, length in where) * GRANULE
+        assert found.total == truth, (found.total, truth)
+        lines.append(f"| {shape} | {statistics.median(seconds):.2f} | {found.total >> 30} GiB in {len(found)} ranges |")
+    size = sum(file.stat().st_size for file in (folder / "maps").iterdir())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    shutil.rmtree(folder)
+    return [*lines, f"\nThe maps take {size >> 20} MiB; the process never held more than {peak} MiB.", ""]
+
+
+def _disk(names: tuple[str, ...]) -> PointDisk:
+    capacity = SEGMENTS * SEGMENT
+    disk = Disk(id="d", key=2000, label="Hard disk 1", capacity=capacity, controller=1000, unit=0, file="[b] b.vmdk")
+    return PointDisk(disk=disk, segments=names, segment_size=SEGMENT, mode="full", reason="benchmark")
+
+
+def report(folder: Path, runs: int) -> str:
+    return "\n".join(["| 1 % of 10 TiB changed | diff, s | found |", "|---|---|---|", *measure(folder, runs)])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/store-bench/diff"))
+    arguments = parser.parse_args()
+    print(report(arguments.folder, arguments.runs))

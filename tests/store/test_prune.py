@@ -1,0 +1,379 @@
+"""Prune beside writers, pins and retirements: nothing that a point needs goes, and in the end nothing else stays."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.store.disks import (
+    VM,
+    MemoryDisk,
+    assert_content,
+    backup,
+    make_point,
+    noise,
+    point_disk,
+    write_disk,
+)
+from workers import faults
+from workers.errors import Conflict, NotFound, Refused, StoreDamaged
+from workers.models import RestorePoint
+from workers.store import Store
+
+MIB = 1 << 20
+
+
+def disk_of(*seeds: int) -> MemoryDisk:
+    disk = MemoryDisk(8 * MIB)
+    for i, seed in enumerate(seeds):
+        disk.put(i * MIB, noise(MIB, seed))
+    return disk
+
+
+def packs(store: Store) -> set[str]:
+    return {path.stem for path in (store.path / "packs").iterdir()}
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, label: str, action: Callable[[], None]) -> None:
+    """Do `action` once, when the protocol passes the step `label`."""
+    pending = [action]
+
+    def at(passed: str) -> None:
+        if passed == label and pending:
+            pending.pop()()
+
+    monkeypatch.setattr(faults, "at", at)
+
+
+def test_prune_keeps_what_is_needed_and_deletes_the_rest(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    second, _ = backup(store, disk_of(2), mode="full")
+    assert store.prune().packs == 0
+    store.retire(VM, first.id)
+    report = store.prune()
+    assert (report.packs, report.maps, report.waiting) == (1, 1, 0) and report.freed > MIB
+    assert_content(store, second, disk_of(2))
+    assert [point.id for point in store.points(VM)] == [second.id]
+    assert len(packs(store)) == 1
+
+
+def test_hole_13_a_reused_blob_is_not_pruned_under_the_run_that_reuses_it(store: Store) -> None:
+    """X is dead, prune marks it; a backup that began before reuses X, and commits only after prune looked again."""
+    old, _ = backup(store, disk_of(1))
+    newer, _ = backup(store, disk_of(2), mode="full")
+    disk = disk_of(1)
+    with store.writer("reuses") as writer:
+        made, segments = write_disk(writer, disk, disk.allocated())
+        assert segments[0].stored < 10_000, "the content of the old point was found by the index"
+        store.retire(VM, old.id)
+        report = store.prune()
+        assert report.packs == 0 and report.waiting == 2 and report.runs == ("reuses",)
+        point = make_point(newer, "reuses", [made])
+        writer.commit(point)
+    assert store.prune().packs == 0
+    assert_content(store, point, disk)
+    assert store.verify(deep=True) == []
+
+
+def test_hole_13_a_run_that_starts_after_the_tombstone_does_not_reuse(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, _ = backup(store, disk_of(1))
+    newer, _ = backup(store, disk_of(2), mode="full")
+    blocker = store.writer("blocks")
+    store.retire(VM, old.id)
+    assert store.prune().waiting == 2
+    disk = disk_of(1)
+    with store.writer("later") as writer:
+        made, segments = write_disk(writer, disk, disk.allocated())
+        assert segments[0].stored > MIB // 2
+        blocker.close()
+        store.abandon("blocks")
+        assert store.prune().packs == 1, "the run that began later is not waited for"
+        point = make_point(newer, "later", [made])
+        writer.commit(point)
+    assert_content(store, point, disk)
+
+
+def test_hole_13_commits_while_prune_reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the tombstone and the second reading a run commits what it reused: the second reading sees it."""
+    old, _ = backup(store, disk_of(1))
+    newer, _ = backup(store, disk_of(2), mode="full")
+    store.retire(VM, old.id)
+    disk = disk_of(1)
+    writer = store.writer("reuses")
+    made, _ = write_disk(writer, disk, disk.allocated())
+    point = make_point(newer, "reuses", [made])
+    at_step(monkeypatch, "store.tombstone", lambda: writer.commit(point))
+    assert store.prune().packs == 0
+    assert_content(store, point, disk)
+
+
+def test_a_point_that_replaces_another_while_prune_lists_is_not_missed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hole 13 by the listing: the new point comes after the folder was listed, the old one goes before it is read."""
+    disk = disk_of(1)
+    backup(store, disk_of(9))
+    first, _ = backup(store, disk, mode="full")
+    points = store._points
+    read, sneaked = points.read, list[RestorePoint]()
+
+    def slow(vm: str, seq: int) -> RestorePoint | None:
+        if not sneaked:
+            monkeypatch.undo()
+            sneaked.append(backup(store, disk, disk.allocated())[0])
+            store.retire(VM, first.id)
+        return read(vm, seq)
+
+    monkeypatch.setattr(store._points, "read", slow)
+    store.prune()
+    assert_content(store, sneaked[0], disk)
+
+
+def test_hole_13_a_stopped_process_of_an_abandoned_run_cannot_commit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped after all its checks, right before it publishes; its run is abandoned and its packs pruned."""
+    first, _ = backup(store, disk_of(1))
+    writer = store.writer("zombie")
+    made, _ = write_disk(writer, disk_of(2), disk_of(2).allocated(), first.disks[0])
+
+    def meanwhile() -> None:
+        store.abandon("zombie")
+        assert store.prune().packs == 1
+
+    at_step(monkeypatch, "store.staged", meanwhile)
+    with pytest.raises(Conflict, match="was ended"):
+        writer.commit(make_point(first, "zombie", [made]))
+    assert store.newest(VM) == first and store.verify(deep=True) == []
+
+
+def test_a_pack_that_went_meanwhile_stops_the_commit(store: Store) -> None:
+    with store.writer("run") as writer:
+        made, _ = write_disk(writer, disk_of(1), disk_of(1).allocated())
+        writer.flush()
+        for path in (store.path / "packs").iterdir():
+            path.unlink()
+        with pytest.raises(Conflict, match="was pruned"):
+            writer.commit(make_point(None, "run", [made]))
+    assert store.newest(VM) is None
+
+
+def test_a_run_killed_right_after_its_commit_holds_nothing_up(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    at_step(monkeypatch, "store.linked", die)
+    with pytest.raises(Killed):
+        backup(store, disk_of(1), run="killed")
+    monkeypatch.undo()
+    assert store.runs() == ["killed"] and store.newest(VM) is not None
+    store.prune()
+    assert store.runs() == []
+
+
+def test_hole_14_a_pin_and_a_retirement_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever comes first at any step, a pin that was granted holds and a point that went was not pinned."""
+    for label in ("store.retiring", "store.pinned"):
+        first, _ = backup(store, disk_of(1), mode="full")
+        backup(store, disk_of(2), mode="full")
+        outcome: dict[str, BaseException | None] = {}
+
+        def attempt(name: str, action: Callable[[], None], outcome: dict[str, BaseException | None] = outcome) -> None:
+            try:
+                action()
+                outcome[name] = None
+            except (NotFound, Refused) as err:
+                outcome[name] = err
+
+        def pin(first: RestorePoint = first) -> None:
+            store.pin(VM, first.id, "pair-1")
+
+        def retire(first: RestorePoint = first) -> None:
+            store.retire(VM, first.id)
+
+        inner, outer = (pin, retire) if label == "store.retiring" else (retire, pin)
+        at_step(monkeypatch, label, lambda inner=inner: attempt("inner", inner))  # type: ignore[misc]
+        attempt("outer", outer)
+        monkeypatch.undo()
+        pinned = outcome["inner" if inner is pin else "outer"] is None
+        retired = outcome["outer" if inner is pin else "inner"] is None
+        assert not (pinned and retired)
+        assert (first.id in store.pins(VM)) == pinned
+        assert (first in store.points(VM)) == (not retired)
+        if pinned:
+            store.unpin(VM, first.id, "pair-1")
+
+
+def test_hole_14_a_pin_by_another_site_holds(store: Store) -> None:
+    """Pins are files in the store: who prunes need not know who pinned."""
+    first, _ = backup(store, disk_of(1))
+    backup(store, disk_of(2), mode="full")
+    Store.open(store.path).pin(VM, first.id, "pair-of-another-site")
+    with pytest.raises(Refused, match="pair-of-another-site"):
+        store.retire(VM, first.id)
+    store.prune()
+    assert_content(store, first, disk_of(1))
+    store.unpin(VM, first.id, "pair-of-another-site")
+    store.unpin(VM, first.id, "pair-of-another-site")
+    store.retire(VM, first.id)
+    with pytest.raises(NotFound):
+        store.pin(VM, first.id, "pair-1")
+    assert store.pins(VM) == {}
+
+
+def test_what_a_dead_retirement_left_does_not_stop_a_pin(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    left = store.path / "points" / VM / f".retiring-{first.id}.0000000000000000"
+    left.touch()
+    store.pin(VM, first.id, "pair-1")
+    assert not left.exists() and store.pins(VM) == {first.id: {"pair-1"}}
+
+
+def test_the_newest_is_never_retired(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    with pytest.raises(Refused, match="newest"):
+        store.retire(VM, first.id)
+    second, _ = backup(store, disk_of(2), mode="full")
+    store.retire(VM, first.id)
+    with pytest.raises(Refused, match="newest"):
+        store.retire(VM, second.id)
+
+
+def test_hole_15_names_are_never_used_again(store: Store) -> None:
+    """Whatever is pruned and written again gets new names, so that equal places always mean equal bytes."""
+    seen: set[str] = set()
+    for seed in range(5):
+        backup(store, disk_of(seed % 2), mode="full")
+        for point in store.points(VM)[:-1]:
+            store.retire(VM, point.id)
+        fresh = packs(store) - seen
+        seen |= packs(store)
+        store.prune()
+        assert seed == 0 or len(fresh) == 1
+    assert len(seen) == 5
+
+
+def test_hole_16_order_is_by_number_and_a_number_is_taken_once(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    second, _ = backup(store, disk_of(2), mode="full")
+    old_clock = make_point(second, "run-3", [second.disks[0]])
+    old_clock = old_clock.model_copy(
+        update={"created": first.created.replace(year=2001), "data_time": first.data_time.replace(year=2001)}
+    )
+    with store.writer("run-3") as writer:
+        writer.commit(old_clock)
+    assert store.newest(VM) == old_clock
+    store.retire(VM, second.id)
+    for parent, run in ((first, "late-1"), (second, "late-2")):
+        with store.writer(run) as writer, pytest.raises(Conflict, match="comes too late"):
+            writer.commit(make_point(parent, run, [first.disks[0]]))
+        store.abandon(run)
+    store.prune()
+    assert not (store.path / "points" / VM / f"{second.seq:08d}.json").exists()
+    with store.writer("late-3") as writer, pytest.raises(Conflict, match="comes too late"):
+        writer.commit(make_point(first, "late-3", [first.disks[0]]))
+
+
+def test_a_parent_that_is_not_there_is_a_conflict(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    stranger = make_point(first.model_copy(update={"id": "00000001-ffffffff"}), "run-2", [first.disks[0]])
+    with store.writer("run-2") as writer, pytest.raises(Conflict, match="as its parent"):
+        writer.commit(stranger)
+
+
+def test_only_one_of_many_commits_wins(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    outcomes: list[str] = []
+    barrier = threading.Barrier(6)
+
+    def race(number: int) -> None:
+        with Store.open(store.path).writer(f"run-{number}") as writer:
+            made, _ = write_disk(writer, disk_of(number), disk_of(number).allocated(), first.disks[0], threads=1)
+            barrier.wait()
+            try:
+                writer.commit(make_point(first, f"run-{number}", [made]))
+                outcomes.append(f"run-{number}")
+            except Conflict:
+                pass
+
+    racers = [threading.Thread(target=race, args=(number,)) for number in range(6)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert len(outcomes) == 1
+    newest = store.newest(VM)
+    assert newest is not None and newest.run == outcomes[0]
+    assert_content(store, newest, disk_of(int(outcomes[0][4:])))
+
+
+@pytest.mark.parametrize("broken", ["listing", "manifest", "map"])
+def test_prune_deletes_nothing_when_it_cannot_read_everything(
+    store: Store, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = backup(store, disk_of(1))
+    backup(store, disk_of(2), mode="full")
+    backup(store, disk_of(3), vm="other-vm")
+    store.retire(VM, first.id)
+    before = packs(store)
+    if broken == "listing":
+        scandir = os.scandir
+
+        def fails(path: Path) -> object:
+            if "other-vm" in str(path):
+                raise OSError(5, "Input/output error", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", fails)
+    else:
+        folder = store.path / ("points/other-vm" if broken == "manifest" else "maps")
+        for path in folder.iterdir():
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2 if broken == "manifest" else 4096 + 8] ^= 1
+            path.write_bytes(data)
+    with pytest.raises((OSError, StoreDamaged)):
+        store.prune()
+    monkeypatch.undo()
+    assert packs(store) == before
+
+
+def test_two_prunes_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = backup(store, disk_of(1))
+    backup(store, disk_of(2), mode="full")
+    store.retire(VM, first.id)
+    busy: list[bool] = []
+    at_step(monkeypatch, "store.tombstone", lambda: busy.append(Store.open(store.path).prune().busy))
+    assert store.prune().packs == 1
+    assert busy == [True]
+
+
+def test_packs_of_a_registered_run_stay_until_it_is_abandoned(store: Store) -> None:
+    with store.writer("run") as writer:
+        made, _ = write_disk(writer, disk_of(1), disk_of(1).allocated())
+        writer.flush()
+    del made
+    assert store.prune() == store.prune()
+    assert len(packs(store)) == 1 and store.runs() == ["run"]
+    store.abandon("run")
+    store.abandon("run")
+    report = store.prune()
+    assert report.packs == 1 and report.maps == 1 and packs(store) == set()
+
+
+def test_a_writer_without_a_commit_publishes_nothing(store: Store) -> None:
+    with store.writer("run") as writer:
+        write_disk(writer, disk_of(1), disk_of(1).allocated())
+    assert packs(store) == set() and store.vms() == []
+    empty = point_disk(8 * MIB, [""])
+    with store.writer("run") as writer:
+        writer.commit(make_point(None, "run", [empty]))
+    assert store.vms() == [VM] and store.allocated(empty).total == 0
