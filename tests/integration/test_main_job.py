@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from pyVmomi import vim
 
 from tests.integration.world import MIB, World, flat
 from workers import plan
@@ -173,8 +174,6 @@ def failed(world: World, name: str, error: type[UnderstudyError], words: str) ->
 def test_a_foreign_vm_with_the_replicas_name_is_left_alone(world: World) -> None:
     world.make_vm("taken", 8 * MIB)
     world.backup("taken")
-    there = World.make_vm
-    del there
     world_of_others(world, "taken_replica")
     before = flat(world.dr, world.state("taken_replica", "dr").config.disks[0].file).read_bytes()
     failed(world, "taken", Foreign, "taken_replica is already at site dr")
@@ -183,8 +182,6 @@ def test_a_foreign_vm_with_the_replicas_name_is_left_alone(world: World) -> None
 
 def world_of_others(world: World, name: str) -> None:
     """A VM at the recovery site that has nothing to do with us."""
-    from pyVmomi import vim
-
     s = world.target
     centers = s.read_all({vim.Datacenter: ("vmFolder",), vim.ResourcePool: ("name",)})
     folder = next(f.values["vmFolder"] for f in centers if isinstance(f.ref, vim.Datacenter))
@@ -244,8 +241,6 @@ def test_a_foreign_snapshot_on_the_replica_stops_the_pair(world: World) -> None:
     point = world.backup("snap").point
     failed(world, "snap", Refused, "before the audit")
     node = next(s for s in world.state(replica, "dr").snapshots if s.name == "before the audit")
-    from pyVmomi import vim
-
     world.target.wait(world.target.object(vim.vm.Snapshot, node.moref).RemoveSnapshot_Task(removeChildren=False))
     world.sync("snap")
     world.assert_replica_is("snap", point)
