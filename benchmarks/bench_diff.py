@@ -67,7 +67,7 @@ def shapes(dice: np.random.Generator) -> dict[str, dict[int, list[tuple[int, int
 
 def measure(folder: Path, runs: int) -> list[str]:
     shutil.rmtree(folder, ignore_errors=True)
-    store = Store.create(folder)
+    Store.create(folder)
     dice = np.random.default_rng(11)
     wanted = shapes(dice)
     writers = {name: MapsWriter(folder / "maps", "bench") for name in ("base", *wanted)}

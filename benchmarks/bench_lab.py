@@ -111,16 +111,15 @@ def _measure(folder: Path, runs: int) -> None:
         inside["backup"].append(_here(here, ask_backup, backup.run))
         inside["sync"].append(_here(here, ask_sync, replicate.run))
     print(
-        "| a change of 1 MiB, 256 MiB disk | request to commit, s (median) | min to max | in process, s | of that in vCenter calls, s |"
+        "| 1 MiB changed on a 256 MiB disk | request to commit, s (median) | min to max | in process, s | in vCenter, s |"
     )
     print("|---|---|---|---|---|")
     for what in ("backup", "sync"):
         times = queued[what]
         total = statistics.median(t for t, _ in inside[what])
         calls = statistics.median(c for _, c in inside[what])
-        print(
-            f"| {what} | {statistics.median(times):.2f} | {min(times):.2f} to {max(times):.2f} | {total:.2f} | {calls:.2f} |"
-        )
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        print(f"| {what} | {statistics.median(times):.2f} | {spread} | {total:.2f} | {calls:.2f} |")
     print(f"\nPeak memory of a worker's process: {_peak(state) / 1024:.0f} MiB. Datastores: {state.datastores}.")
 
 
