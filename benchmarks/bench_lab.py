@@ -110,9 +110,7 @@ def _measure(folder: Path, runs: int) -> None:
         change(50 + number)
         inside["backup"].append(_here(here, ask_backup, backup.run))
         inside["sync"].append(_here(here, ask_sync, replicate.run))
-    print(
-        "| 1 MiB changed on a 256 MiB disk | request to commit, s (median) | min to max | in process, s | in vCenter, s |"
-    )
+    print("| 1 MiB changed of 256 MiB | request to commit, s (median) | range | in process, s | in vCenter, s |")
     print("|---|---|---|---|---|")
     for what in ("backup", "sync"):
         times = queued[what]

@@ -89,6 +89,7 @@ func (m *machine) apply(c *call, spec *types.VirtualMachineConfigSpec, made *[]s
 	vm.Config.Hardware.Device = append(append(vm.Config.Hardware.Device, hidden...), raw...)
 	for _, s := range disks {
 		d := s.Device.(*types.VirtualDisk)
+		labelDisk(vm.Config.Hardware.Device, d)
 		created := s.FileOperation != ""
 		if created && backing(d).FileName != "" {
 			*made = append(*made, backing(d).FileName)
