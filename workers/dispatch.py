@@ -29,11 +29,15 @@ class Member(NamedTuple):
 
 
 def members(here: Here) -> list[Member]:
-    """Every VM that a group names and that the inventory knows. A VM that is gone from its vCenter is left alone."""
+    """Every VM that a group names and that the inventory knows, but for our own replicas, whose names match easily.
+
+    A VM that is gone from its vCenter is left alone.
+    """
+    replicas = {pair.replica for pair in here.catalogue.pairs()}
     return [
         Member(name, group, vm)
         for vm in here.catalogue.inventory()
-        if vm.gone_since is None and not vm.template
+        if vm.gone_since is None and not vm.template and vm.identity.instance_uuid not in replicas
         for name, group in here.settings.groups.items()
         if group.covers(vm.identity.site, vm.identity.name)
     ]

@@ -6,9 +6,10 @@ import pytest
 from pyVmomi import vim
 
 from tests.integration.world import MIB, World, flat
-from workers import plan
+from workers import dispatch, plan
 from workers.errors import BadInput, Foreign, NotFound, Refused, Touched, UnderstudyError
 from workers.models import RunState
+from workers.run import Here
 
 
 def test_first_sync_increments_and_nothing_new(world: World) -> None:
@@ -244,6 +245,19 @@ def test_a_foreign_snapshot_on_the_replica_stops_the_pair(world: World) -> None:
     world.target.wait(world.target.object(vim.vm.Snapshot, node.moref).RemoveSnapshot_Task(removeChildren=False))
     world.sync("snap")
     world.assert_replica_is("snap", point)
+
+
+def test_a_replica_is_never_a_source(world: World) -> None:
+    """A pattern such as * matches the replicas too, where both are in one vCenter or the sites' names cross."""
+    world.make_vm("mirror", 8 * MIB)
+    world.backup("mirror")
+    world.sync("mirror")
+    dispatch.discover(world.here, "dr")
+    both_ways = world.settings.groups["all"].model_copy(update={"source": "dr"})
+    groups = {**world.settings.groups, "back": both_ways}
+    here = Here(world.settings.model_copy(update={"groups": groups}), world.catalogue)
+    assert "mirror_replica" in {vm.identity.name for vm in world.catalogue.inventory("dr")}
+    assert "mirror_replica" not in {member.vm.identity.name for member in dispatch.members(here)}
 
 
 def test_an_unknown_vm_names_what_is_near(world: World) -> None:
