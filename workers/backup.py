@@ -138,7 +138,12 @@ class Chain:
     def take(self) -> Mapping[str, Extents]:
         if not self.point.disks:
             raise Refused(f"{self.live.run.vm} has no disk that can be protected: {'; '.join(self._unprotected())}")
-        return {key: self._todo(disk) for key, disk in self.point.disks.items()}
+        todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
+        modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
+        if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
+            self.live.forget_slices()  # planned for a smaller part of a disk than must be read now
+        self.live.remember(modes=modes)
+        return todo
 
     def _todo(self, disk: Disk) -> Extents:
         """What of the disk must be read, and why, in words."""

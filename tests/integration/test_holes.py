@@ -163,6 +163,24 @@ def test_hole_7_a_compare_that_dies_is_still_a_compare_for_the_next_run(world: W
     world.assert_replica_is("h7c", point)
 
 
+def test_hole_7_what_was_planned_before_the_touch_does_not_limit_the_compare(world: World) -> None:
+    """The run dies between writing its slices and knowing that it did; then somebody boots the replica."""
+    world.make_vm("h7p", 16 * MIB)
+    world.backup("h7p")
+    world.sync("h7p")
+    world.write("h7p", 0, b"1" * 4096)
+    point = world.backup("h7p").point
+    run = world.request_sync("h7p", discard=True)
+    world.killed_at(run, "slices.added")
+    replica = world.pair("h7p").replica_name
+    vm = world.vm(replica, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": replica, "Disk": 0, "Offset": 12 * MIB, "Hex": "dd" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    replicate.run(world.here, run.id)
+    world.assert_replica_is("h7p", point)
+
+
 def test_hole_8_a_doubled_message_neither_starts_nor_fences_anything(world: World) -> None:
     world.make_vm("h8", 16 * MIB)
     world.scribble("h8", 1)

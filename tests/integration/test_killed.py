@@ -13,6 +13,8 @@ STEPS = [
     "own.before",
     "own.renewed",
     "own.after",
+    "slices.before",
+    "slices.added",
     "slice.locked",
     "slice.checked",
     "slice.written",
@@ -80,6 +82,8 @@ def test_an_increment_killed_at_any_step_goes_on(world: World, step: str, anothe
 
 
 BACKUP_STEPS = [
+    "slices.before",
+    "slices.added",
     "snapshot.before",
     "snapshot.after",
     "checkpoint.before",
