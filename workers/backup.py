@@ -212,6 +212,7 @@ class Chain:
             candidates=todo,
             parent=self._before.get(disk.id),
             threads=self.live.threads,
+            mode=mode,
         )
         missed = segment.differing & self._samples.get(disk.id, EMPTY)
         if mode == "delta" and missed:
