@@ -17,16 +17,16 @@ setup:  ## install what is missing: Debian packages, .venv, the vCenter simulato
 	@deploy/setup.sh
 
 demo: setup  ## back up and replicate a VM between two simulated vCenters, told step by step
-	$(PY) -m tasks.cli demo
+	$(PY) -m tasks.cli lab demo
 
 lab-up: setup  ## start the lab: Redis, two vCenters, workers, Beat, Flower; state in .lab/ (LAB=folder)
-	$(PY) -m tasks.lab up "$(LAB)"
+	$(PY) -m tasks.cli lab up --dir "$(LAB)"
 
 lab-status: setup  ## what of the lab runs, and where
-	$(PY) -m tasks.lab status "$(LAB)"
+	$(PY) -m tasks.cli lab status --dir "$(LAB)"
 
 lab-down: setup  ## stop the lab, also after a crash; its data stay
-	$(PY) -m tasks.lab down "$(LAB)"
+	$(PY) -m tasks.cli lab down --dir "$(LAB)"
 
 check: setup  ## for every commit: format, lint, types, the quick tests
 	$(PY) -m ruff format --check .
@@ -54,6 +54,6 @@ lock:  ## choose the versions in requirements.lock anew (needs uv)
 		--no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:  ## stop the lab and remove everything that can be made again
-	@if [ -e "$(LAB)" ]; then deploy/setup.sh && $(PY) -m tasks.lab down --erase "$(LAB)"; fi
+	@if [ -e "$(LAB)" ]; then deploy/setup.sh && $(PY) -m tasks.cli lab down --erase --dir "$(LAB)"; fi
 	rm -rf --one-file-system .build .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,7 +49,7 @@ initdb_there() {
 }
 
 missing_packages() {
-    find_python >/dev/null || echo "python3 python3-venv"
+    environment_is_current || find_python >/dev/null || echo "python3 python3-venv"
     command -v redis-server >/dev/null || echo redis-server
     command -v go >/dev/null || echo golang-go
     [ -d /usr/share/gocode/src/github.com/vmware/govmomi ] || echo golang-github-vmware-govmomi-dev
@@ -80,7 +80,7 @@ $apt update || echo "setup: apt-get update reported a problem; going on with the
 $apt install --no-install-recommends "$@"
 for package in "$@"; do
     case $package in redis-server | postgresql)
-        if command -v systemctl >/dev/null 2>&1; then systemctl disable "$package" >/dev/null 2>&1 || true; fi ;;
+        { systemctl disable "$package" || update-rc.d "$package" disable; } >/dev/null 2>&1 || true ;;
     esac
 done
 SCRIPT
@@ -92,14 +92,18 @@ install_packages() {
     set -- $(missing_packages)
     [ $# -eq 0 ] && return 0
     command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get to install them: $*"
-    say "installing $*"
     if [ "$(id -u)" -eq 0 ]; then
-        sh -c "$(as_root_install)" install "$@" 9>&- || fail "apt-get could not install: $*. Its message is above."
+        root=
     elif command -v sudo >/dev/null; then
-        sudo sh -c "$(as_root_install)" install "$@" 9>&- || fail "apt-get could not install (by sudo): $*. Its message is above."
+        root=sudo
     else
         fail "these Debian packages are missing: $*. Install them as root, or install sudo, and run this again."
     fi
+    say "installing the Debian packages $* (a minute or so; log in .build/apt.log)"
+    $root sh -c "$(as_root_install)" install "$@" >.build/apt.log 2>&1 9>&- || {
+        tail -n 20 .build/apt.log >&2
+        fail "apt-get could not install: $*. The end of .build/apt.log is above."
+    }
     # shellcheck disable=SC2046
     set -- $(missing_packages)
     [ $# -eq 0 ] || fail "installed, but still not usable: $*"
@@ -108,28 +112,29 @@ install_packages() {
 # ---- python ----------------------------------------------------------------------------------------------------
 
 # What .venv was made from. The folder belongs to it: a virtual environment does not survive being moved.
-fingerprint() {
-    { printf '%s\n' "$PWD"; cat requirements.lock pyproject.toml; "$1" -c 'import sys; print(sys.version)'; } | sha256sum
+fingerprint() { { printf '%s\n' "$PWD" "${PYTHON:-}"; cat requirements.lock pyproject.toml; } | sha256sum; }
+
+# The import tells whether the system's Python was replaced by another version underneath: blake3 is compiled for one.
+environment_is_current() {
+    [ "$(cat .venv/.stamp 2>/dev/null)" = "$(fingerprint)" ] && .venv/bin/python -c 'import blake3' 2>/dev/null
 }
 
-install_python() {
+make_environment() {
     python=$(find_python) || fail "no python3 >= 3.11 with venv found; install python3-venv or set PYTHON"
-    wanted=$(fingerprint "$python")
-    if [ "$(cat .venv/.stamp 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then return 0; fi
     say "making .venv with $python"
     rm -rf .venv
     "$python" -m venv .venv || fail "$python could not make .venv; is its venv package complete?"
     # Hashes for everything that comes from outside; the project itself is this folder and has none.
-    .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes -r requirements.lock 9>&- ||
+    pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip"
+    $pip install -qq --no-deps --require-hashes -r requirements.lock 9>&- ||
         fail "pip could not install requirements.lock. Its message is above."
-    .venv/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e . 9>&- ||
-        fail "pip could not install the project itself. Its message is above."
-    .venv/bin/python -m pip check >/dev/null || fail "requirements.lock does not fit pyproject.toml: $(.venv/bin/python -m pip check)"
-    printf '%s\n' "$wanted" >.venv/.stamp
+    $pip install -qq --no-deps --no-build-isolation -e . 9>&- || fail "pip could not install the project itself. Its message is above."
+    $pip check >/dev/null || fail "requirements.lock does not fit pyproject.toml (make lock mends that): $($pip check)"
+    fingerprint >.venv/.stamp
 }
 
 # ---- the simulator ---------------------------------------------------------------------------------------------
 
 install_packages
-install_python
+environment_is_current || make_environment
 deploy/simulator/build.sh .build/vcenter-simulator 9>&- || fail "the vCenter simulator could not be built. The message of go is above."

@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_init
-from kombu import Queue
+from kombu.entity import Queue
 
 import beat_schedule
 from workers import settings
@@ -55,7 +55,9 @@ def configuration(conf: Settings) -> dict[str, Any]:
     queues = [CONTROL, *(q for site in conf.sites for q in (adhoc_queue(site), data_queue(site)))]
     return {
         "broker_url": conf.redis,
-        "result_backend": f"tasks.result_backend:CatalogueBackend+{conf.catalogue}",
+        "result_backend": "tasks.result_backend:CatalogueBackend",
+        # not in `result_backend`: Celery's reports hide the password of this one
+        "database_url": conf.catalogue,
         # JSON only: a message or result must never be code
         "task_serializer": "json",
         "result_serializer": "json",
@@ -97,7 +99,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
         "timezone": "UTC",
         "task_default_queue": CONTROL,
         "task_create_missing_queues": False,
-        "task_queues": [Queue(name, routing_key=name) for name in queues],
+        "task_queues": [Queue(name, routing_key=name) for name in queues],  # type: ignore[no-untyped-call]
         "beat_schedule": beat_schedule.entries(
             dispatch=seconds(tuning.dispatch_every),
             reap=seconds(tuning.reap_every),

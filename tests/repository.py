@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-#: never looked at: made by tools, not kept
-MADE = {".git", ".venv", ".build", ".lab", "build", "dist", "node_modules", "__pycache__"}
+#: made by tools, not kept; and what starts with a dot, but for these
+MADE = {"build", "dist", "__pycache__"}
+KEPT = {".ci", ".github", ".gitignore"}
 
 
 def files(*suffixes: str) -> list[Path]:
@@ -20,8 +21,12 @@ def files(*suffixes: str) -> list[Path]:
     if listing is not None and listing.returncode == 0:
         found = [ROOT / name.decode() for name in listing.stdout.split(b"\0") if name]
     else:  # an archive without history
-        found = [path for path in ROOT.rglob("*") if not MADE.intersection(path.relative_to(ROOT).parts)]
+        found = [path for path in ROOT.rglob("*") if not any(map(_made, path.relative_to(ROOT).parts))]
     return sorted(path for path in found if path.is_file() and (not suffixes or path.suffix in suffixes))
+
+
+def _made(part: str) -> bool:
+    return part in MADE or part.endswith(".egg-info") or (part.startswith(".") and part not in KEPT)
 
 
 def name(path: Path) -> str:

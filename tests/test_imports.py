@@ -13,12 +13,14 @@ from tests import repository
 SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
 PURE = {"plan", "retention", "due", "extents"}
-#: of our own modules, what a pure one may know
-PURE_OWN = {"models", "errors", "extents", "point"} | PURE
+#: of our own modules, what a pure one may know; of settings only the models, see READERS
+PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE
+#: what of settings reads the file or the environment
+READERS = {"workers.settings.load", "workers.settings.find", "workers.settings.FAULT"}
 #: of everybody else's
 PURE_OTHERS = {
     "__future__", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch", "functools",
-    "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "re", "typing", "zoneinfo",
+    "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "random", "re", "typing", "zoneinfo",
 }  # fmt: skip
 #: library -> the places that may import it (a folder ends with a slash)
 ONLY_IN = {
@@ -62,9 +64,9 @@ def violations(name: str, source: str) -> list[str]:
     if where[0] == "beat_schedule":
         problems += [f"{name}: imports {'.'.join(module)}; it may import nothing of ours" for module in ours]
     if where[0] != "workers":
-        allowed_tops = {"workers", "tasks"} if where[0] == "tasks" else OURS
-        problems += [f"{name}: imports {'.'.join(m)}" for m in ours if where[0] == "tasks" and m[0] not in allowed_tops]
-        return problems
+        outside = ours if where[0] == "tasks" else set()
+        allowed = {"workers", "tasks", "beat_schedule"}
+        return problems + [f"{name}: imports {'.'.join(module)}" for module in outside if module[0] not in allowed]
     problems += [f"{name}: imports {'.'.join(m)}; workers/ may import only workers" for m in ours if m[0] != "workers"]
     parts = {module[1] for module in ours if module[0] == "workers" and len(module) > 1}
     if len(where) > 2:
@@ -75,17 +77,23 @@ def violations(name: str, source: str) -> list[str]:
     if len(where) == 2 and where[1] in PURE:
         problems += [f"{name}: imports workers.{part}; what decides may not" for part in sorted(parts - PURE_OWN)]
         problems += [f"{name}: imports {library}; what decides does no I/O" for library in sorted(others - PURE_OTHERS)]
-        problems += _clock_and_files(name, source)
+        problems += [f"{name}: imports {reader}; what decides is told" for reader in sorted(found & READERS)]
+        if "workers.settings" in found and not any(module.startswith("workers.settings.") for module in found):
+            problems.append(f"{name}: imports all of workers.settings; only its models may")
+        problems += _calls_of_a_pure_module(name, source)
     return problems
 
 
-def _clock_and_files(name: str, source: str) -> list[str]:
+def _calls_of_a_pure_module(name: str, source: str) -> list[str]:
     problems = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             called = node.func
             if isinstance(called, ast.Attribute) and called.attr in {"now", "utcnow", "today"}:
                 problems.append(f"{name}:{node.lineno}: asks the clock; `now` is an argument")
+            if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "random":
+                if called.attr != "Random" or not node.args:
+                    problems.append(f"{name}:{node.lineno}: throws dice without a seed")
             if isinstance(called, ast.Name) and called.id in {"open", "print", "input"}:
                 problems.append(f"{name}:{node.lineno}: calls {called.id}()")
     return problems
@@ -137,7 +145,10 @@ def test_the_environment_has_one_reader(path: Path) -> None:
             "workers/due.py", "from datetime import datetime\nx = datetime.now()", id="clock in a pure module"
         ),
         pytest.param("workers/due.py", "x = open('f')", id="file in a pure module"),
-        pytest.param("workers/plan.py", "from workers.settings import load", id="settings in a pure module"),
+        pytest.param("workers/plan.py", "from workers.settings import load", id="reading settings in a pure module"),
+        pytest.param("workers/plan.py", "from workers import settings", id="all of settings in a pure module"),
+        pytest.param("workers/plan.py", "import random\nx = random.random()", id="dice in a pure module"),
+        pytest.param("workers/plan.py", "import random\nx = random.Random()", id="unseeded dice in a pure module"),
         pytest.param("beat_schedule.py", "from workers.models import Run", id="beat_schedule of ours"),
         pytest.param("workers/sync.py", "from workers.models import *", id="star"),
     ],
@@ -155,6 +166,9 @@ def test_the_table_catches(name: str, source: str) -> None:
         pytest.param("tasks/sync.py", "from celery import shared_task\nfrom workers.sync import sync", id="task"),
         pytest.param("tasks/result_backend.py", "import sqlalchemy", id="result backend"),
         pytest.param("workers/plan.py", "from workers.models import Run\nimport math", id="pure"),
+        pytest.param("workers/due.py", "from workers.settings import Schedule", id="pure, a model of settings"),
+        pytest.param("workers/plan.py", "import random\nx = random.Random(7).random()", id="pure, seeded dice"),
+        pytest.param("tasks/app.py", "import beat_schedule", id="the app has the schedule"),
     ],
 )
 def test_the_table_allows(name: str, source: str) -> None:

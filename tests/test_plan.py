@@ -187,6 +187,7 @@ SEAL = seal(plan.seal_name(REALM, PAIR, ONE.id))
         pytest.param(cursor(), {"power": "poweredOn", "snapshots": (SEAL,)}, "E", Touched, id="running"),
         pytest.param(cursor(), {"power": "suspended", "snapshots": (SEAL,)}, "E", Touched, id="suspended"),
         pytest.param(cursor(), {"snapshots": (SEAL,)}, "other", Touched, id="written"),
+        pytest.param(cursor(content=""), {"snapshots": (SEAL,)}, "", Touched, id="no-evidence-is-not-equal-evidence"),
         pytest.param(cursor(), {"snapshots": (seal("users"), SEAL)}, "E", Refused, id="foreign-snapshot"),
         pytest.param(cursor(base=TWO.id), {"snapshots": (SEAL,)}, "E", Touched, id="seal-of-another-point"),
         pytest.param(cursor("applying", ONE.id, (TWO.id,)), {}, "other", Touched, id="written-while-applying"),

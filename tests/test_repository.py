@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -176,6 +177,12 @@ def test_documented_commands_are_real(document: str, command: str) -> None:
 
 def test_make_help_shows_every_target() -> None:
     assert [target for target, shown in make_targets().items() if not shown] == []
+
+
+def test_make_runs_modules_that_exist() -> None:
+    modules = set(re.findall(r"\$\(PY\) -m ([\w.]+)", text(ROOT / "Makefile")))
+    assert {"tasks.cli", "pytest"} <= modules
+    assert [module for module in sorted(modules) if importlib.util.find_spec(module) is None] == []
 
 
 def test_the_licence_is_apache_2() -> None:

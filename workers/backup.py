@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
-from typing import cast
 
 import structlog
 
 from workers import faults, plan, retention
-from workers.disks.file import FileReader, datastore_file
 from workers.errors import (
     ChangeTrackingUnusable,
     FencedOut,
-    NotFound,
     Refused,
     SnapshotLost,
     Transient,
@@ -26,20 +21,19 @@ from workers.errors import (
 from workers.extents import EMPTY, Extents
 from workers.models import (
     BackupMode,
-    Consistency,
     Disk,
     PointDisk,
     RestorePoint,
     RunReport,
     RunState,
     Slice,
-    VmConfig,
-    VmState,
 )
 from workers.point import Reader
 from workers.run import Here, Live, OutOfTime, execute
 from workers.settings import Group
-from workers.store import SEGMENT, Store, StoreWriter
+from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
+from workers.store import Store, StoreWriter
+from workers.store.layout import SEGMENT
 from workers.sync import sync
 from workers.vsphere import changes, inventory, snapshots
 from workers.vsphere.session import Session, connect
@@ -60,14 +54,6 @@ def run(here: Here, run_id: str) -> RunReport:
     return execute(here, run_id, lambda live: _backup(live))
 
 
-def snapshot_name(realm: str, run_id: str) -> str:
-    return f"{_prefix(realm)}{run_id}"
-
-
-def _prefix(realm: str) -> str:
-    return f"understudy/{realm[:8]}/backup/"
-
-
 def _backup(live: Live) -> RunReport:
     settings = live.here.settings
     _, store_name, uuid = live.run.target.split(":", 2)
@@ -76,10 +62,10 @@ def _backup(live: Live) -> RunReport:
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
         report = _committed(live, store_name, newest)
-        _remove_snapshots(live, session, uuid)
+        remove_snapshots(live, session, uuid)
         return report
     while True:
-        point = SnapshotPoint.take(live, session, uuid)
+        point = SnapshotPoint.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
         try:
             with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
@@ -88,7 +74,7 @@ def _backup(live: Live) -> RunReport:
             live.note(f"started again from a new snapshot: {err}")
             live.forget_slices()
             live.remember(snapshot=None)
-    _remove_snapshots(live, session, uuid)
+    remove_snapshots(live, session, uuid)
     _retire(live, store, store_name, uuid)
     return report
 
@@ -102,7 +88,7 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
         raise  # the run goes on later, or is not ours any more
     except Exception:
         try:
-            _remove_snapshots(live, session, uuid)
+            remove_snapshots(live, session, uuid)
         except UnderstudyError as second:
             log.warning(f"clean-up is left to the reaper: {second}", run=live.run.id, vm=live.run.vm)
         raise
@@ -115,78 +101,11 @@ def clean_up(here: Here, run_id: str) -> None:
     session = connect(ended.site, here.settings.sites[ended.site])
     found = inventory.find_uuid(session, uuid)
     if found is not None:
-        _remove(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
+        left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
+        if left is not None:
+            snapshots.remove(session, found.identity.moref, left)
     Store.open(here.settings.stores[store_name].path).abandon(run_id)
     here.catalogue.cleaned(run_id)
-
-
-class SnapshotPoint:
-    """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
-
-    def __init__(
-        self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
-    ) -> None:
-        self.live = live
-        self.session = session
-        self.state = state
-        self.moref = moref
-        self.consistency = consistency
-        self.taken = taken
-        self.mounts = live.here.settings.sites[live.run.site].datastores
-        self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
-        self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
-
-    @classmethod
-    def take(cls, live: Live, session: Session, uuid: str) -> SnapshotPoint:
-        """The run's snapshot: the one that an earlier message made, or a new one."""
-        state = _state(session, uuid, live.run.vm)
-        vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
-        found = snapshots.find(session, vm, name)
-        known = live.recall("snapshot")
-        if known is not None:
-            if found != known:
-                live.note(f"started again: the snapshot {known} of this run is gone")
-                live.forget_slices()
-                live.remember(snapshot=None)
-            else:
-                consistency = cast(Consistency, live.recall("consistency"))
-                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
-        _remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
-        if changes.enable(session, _state(session, uuid, live.run.vm)):
-            live.note("change tracking was off and has been enabled; this run reads the whole disks")
-        faults.at("snapshot.before")
-        taken = live.here.catalogue.now()
-        moref, consistency, notes = snapshots.create(
-            session,
-            vm,
-            name,
-            f"Understudy backup of {live.run.vm}",
-            quiesce=all(group.quiesce for group in _groups(live)),
-        )
-        faults.at("snapshot.after")
-        live.note(*notes)
-        live.remember(snapshot=moref, consistency=consistency, taken=taken.isoformat())
-        return cls(live, session, _state(session, uuid, live.run.vm), moref, consistency, taken)
-
-    def reader(self, disk: str) -> Reader:
-        return FileReader(datastore_file(self.mounts, self.disks[disk].file))
-
-    def still_there(self) -> bool:
-        name = snapshot_name(self.live.here.catalogue.realm, self.live.run.id)
-        return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
-
-    def nvram(self) -> str | None:
-        """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
-        try:
-            file = inventory.nvram_path(self.session, self.state.identity.moref)
-            if file is None:
-                return None
-            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
-        except (UnderstudyError, OSError) as err:
-            self.live.note(
-                f"the NVRAM was not read ({err}); a VM built from this point starts with empty firmware settings"
-            )
-            return None
 
 
 class Chain:
@@ -219,7 +138,12 @@ class Chain:
     def take(self) -> Mapping[str, Extents]:
         if not self.point.disks:
             raise Refused(f"{self.live.run.vm} has no disk that can be protected: {'; '.join(self._unprotected())}")
-        return {key: self._todo(disk) for key, disk in self.point.disks.items()}
+        todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
+        modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
+        if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
+            self.live.forget_slices()  # planned for a smaller part of a disk than must be read now
+        self.live.remember(modes=modes)
+        return todo
 
     def _todo(self, disk: Disk) -> Extents:
         """What of the disk must be read, and why, in words."""
@@ -288,6 +212,7 @@ class Chain:
             candidates=todo,
             parent=self._before.get(disk.id),
             threads=self.live.threads,
+            mode=mode,
         )
         missed = segment.differing & self._samples.get(disk.id, EMPTY)
         if mode == "delta" and missed:
@@ -403,38 +328,3 @@ def _groups(live: Live) -> list[Group]:
     """The groups that back this VM up to this store."""
     _, store_name, _ = live.run.target.split(":", 2)
     return [g for g in live.here.settings.groups_of(live.run.site, live.run.vm) if g.store == store_name]
-
-
-def _state(session: Session, uuid: str, name: str) -> VmState:
-    found = inventory.find_uuid(session, uuid)
-    if found is None:
-        raise NotFound(
-            f"the VM {name} ({uuid}) is not in this vCenter any more; its restore points stay. "
-            "If it was created again, the new VM has another identity: back that one up by its name"
-        )
-    state = inventory.vm_state(session, found.identity.moref)
-    if state.config.template:
-        raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
-    return state
-
-
-def _remove_snapshots(live: Live, session: Session, uuid: str) -> None:
-    """All backup snapshots of our realm on this VM: at most one run is live per chain, so none of them is needed."""
-    found = inventory.find_uuid(session, uuid)
-    if found is None:
-        return
-    prefix = _prefix(live.here.catalogue.realm)
-    for node in inventory.vm_state(session, found.identity.moref).snapshots:
-        if node.name.startswith(prefix):
-            snapshots.remove(session, found.identity.moref, node.moref)
-
-
-def _remove(session: Session, moref: str, name: str) -> None:
-    found = snapshots.find(session, moref, name)
-    if found is not None:
-        snapshots.remove(session, moref, found)
-
-
-def _time(text: str | None) -> datetime:
-    assert text is not None
-    return datetime.fromisoformat(text)

@@ -13,7 +13,7 @@ from workers.catalogue import KnownVm
 from workers.errors import BadInput, NotFound, UnderstudyError
 from workers.models import Pair, Run, RunKind, Trigger
 from workers.run import Here
-from workers.settings import Group
+from workers.settings import Group, Schedule
 from workers.vsphere import inventory
 from workers.vsphere.session import connect
 
@@ -29,11 +29,15 @@ class Member(NamedTuple):
 
 
 def members(here: Here) -> list[Member]:
-    """Every VM that a group names and that the inventory knows. A VM that is gone from its vCenter is left alone."""
+    """Every VM that a group names and that the inventory knows, but for our own replicas, whose names match easily.
+
+    A VM that is gone from its vCenter is left alone.
+    """
+    replicas = {pair.replica for pair in here.catalogue.pairs()}
     return [
         Member(name, group, vm)
         for vm in here.catalogue.inventory()
-        if vm.gone_since is None and not vm.template
+        if vm.gone_since is None and not vm.template and vm.identity.instance_uuid not in replicas
         for name, group in here.settings.groups.items()
         if group.covers(vm.identity.site, vm.identity.name)
     ]
@@ -118,19 +122,25 @@ def _due_of(
     made: list[tuple[Run, bool]] = []
     if group.backup is not None:
         target = backup.target_of(group.store, uuid)
-        slot = due.is_due(group.backup, uuid, used[RunKind.BACKUP].get(target), now)
+        slot = _slot(group.backup, uuid, used[RunKind.BACKUP].get(target), now)
         if slot is not None:
             made.append(request_backup(here, member, Trigger.SCHEDULE, slot))
     pair = pair_of(here, member)
     if pair is not None and pair.paused is None:
         point = newest.get((group.store, uuid))
         if group.replicate.schedule is not None:
-            slot = due.is_due(group.replicate.schedule, uuid, used[RunKind.SYNC].get(replicate.target_of(pair.id)), now)
+            slot = _slot(group.replicate.schedule, uuid, used[RunKind.SYNC].get(replicate.target_of(pair.id)), now)
             if slot is not None:
                 made.append(request_sync(here, pair, Trigger.SCHEDULE, slot))
         if group.replicate.after_backup and point is not None and synced.get(pair.id) != point:
             made.append(request_sync(here, pair, Trigger.AFTER_BACKUP, after(point)))
     return [run for run, created in made if created]
+
+
+def _slot(schedule: Schedule, uuid: str, last: str | None, now: datetime) -> str | None:
+    """The name of the slot that is due, if one is. However many were missed, it is one."""
+    latest = due.slot(schedule, uuid, now)
+    return due.slot_name(latest) if latest is not None and due.is_due(schedule, uuid, last, now) else None
 
 
 def after(point: str) -> str:

@@ -84,7 +84,9 @@ def check_untouched(cursor: Cursor, state: VmState, evidence: str, *, discard: b
             "Remove that snapshot (its data stays), then sync again"
         )
     finding = None
-    if state.snapshots and (len(state.snapshots) > 1 or state.snapshots[0].name != ours):
+    if evidence == "":
+        finding = "vCenter gives no content ids for its disks, so that nothing proves that they are as we left them"
+    elif state.snapshots and (len(state.snapshots) > 1 or state.snapshots[0].name != ours):
         finding = f"its snapshots ({', '.join(s.name for s in state.snapshots)}) do not belong to its cursor ({ours})"
     elif cursor.content == "" and cursor.state == "applying":
         return "the last run stopped while it was taking the replica over"

@@ -96,7 +96,10 @@ class Replica:
         )
 
     def _hardware(self) -> tuple[HardwareChange, ...]:
+        """What must change on the replica; nothing when it is still to be built, with all its disks."""
         assert self.goal is not None
+        if self.state is None:
+            return ()
         held = {key: disk.capacity for key, disk in self._disks().items()}
         return plan.hardware(self.goal, held, self.override.excluded_disks)
 

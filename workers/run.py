@@ -84,7 +84,11 @@ class Live:
     def slices(self, plan: Callable[[], Iterable[Slice]]) -> list[Slice]:
         """The run's slices; planned at its first message, then from the ledger."""
         if self.recall("planned") is None:
+            # What an execution wrote that died before it said so may have been planned for another situation.
+            self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
+            faults.at("slices.before")
             self.here.catalogue.add_slices(self.run.id, list(plan()), owner=self.owner)
+            faults.at("slices.added")
             self.remember(planned="yes")
         return self.here.catalogue.slices(self.run.id)
 

@@ -7,7 +7,7 @@ import os
 import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
@@ -40,7 +40,7 @@ def _interval(text: str) -> str:
 def _zone(name: str) -> str:
     try:
         ZoneInfo(name)
-    except (ValueError, OSError) as err:
+    except (ValueError, OSError, KeyError) as err:  # ZoneInfoNotFoundError is a KeyError
         raise ValueError("a time zone name such as UTC or Europe/Berlin") from err
     return name
 
@@ -56,6 +56,31 @@ def _cron(text: str) -> str:
 
 
 Interval = Annotated[str, AfterValidator(_interval)]
+
+
+P = TypeVar("P", "Site", "Flower")
+
+
+def _one_password(owner: P) -> P:
+    if (owner.password_file is None) == (owner.password_env is None):
+        raise ValueError("either 'password_file' or 'password_env', exactly one")
+    return owner
+
+
+def _password(file: Path | None, variable: str | None, whose: str) -> str:
+    """From where the configuration says; it is never in the configuration itself."""
+    if variable is not None:
+        value = os.environ.get(variable)
+        if value is None:
+            raise ConfigError(f"the environment variable {variable} is not set; it should hold the password of {whose}")
+        return value
+    assert file is not None
+    try:
+        return file.read_text().splitlines()[0]
+    except (OSError, IndexError) as err:
+        raise ConfigError(
+            f"the password file {file} cannot be read; write the password of {whose} into its first line"
+        ) from err
 
 
 class Schedule(Model):
@@ -96,29 +121,10 @@ class Site(Model):
     #: datastore name -> where this site's workers have it mounted
     datastores: dict[str, Path] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _password(self) -> Site:
-        if (self.password_file is None) == (self.password_env is None):
-            raise ValueError("either 'password_file' or 'password_env', exactly one")
-        return self
+    _one_password = model_validator(mode="after")(_one_password)
 
     def password(self) -> str:
-        if self.password_env is not None:
-            value = os.environ.get(self.password_env)
-            if value is None:
-                raise ConfigError(
-                    f"the environment variable {self.password_env} is not set; "
-                    f"it should hold the password of {self.user} at {self.vcenter}"
-                )
-            return value
-        assert self.password_file is not None
-        try:
-            return self.password_file.read_text().splitlines()[0]
-        except (OSError, IndexError) as err:
-            raise ConfigError(
-                f"the password file {self.password_file} cannot be read; "
-                f"write the password of {self.user} into its first line"
-            ) from err
+        return _password(self.password_file, self.password_env, f"{self.user} at {self.vcenter}")
 
 
 class StoreSettings(Model):
@@ -197,6 +203,19 @@ class Tuning(Model):
     sample: float = Field(default=0.001, ge=0, le=1)
 
 
+class Flower(Model):
+    """The login of Flower's page and API. Without one Flower only shows: its API is closed, and it changes nothing."""
+
+    user: str
+    password_file: Path | None = None
+    password_env: str | None = None
+
+    _one_password = model_validator(mode="after")(_one_password)
+
+    def password(self) -> str:
+        return _password(self.password_file, self.password_env, f"{self.user} in Flower")
+
+
 class Settings(Model):
     """The whole configuration."""
 
@@ -208,6 +227,7 @@ class Settings(Model):
     stores: dict[str, StoreSettings]
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     groups: dict[str, Group] = Field(default_factory=dict)
+    flower: Flower | None = None
     tuning: Tuning = Tuning()
 
     def groups_of(self, site: str, vm: str) -> list[Group]:
@@ -276,6 +296,7 @@ def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         fix(site, "password_file", "ca_file")
         if isinstance(site.get("datastores"), dict):
             fix(site["datastores"], *site["datastores"])
+    fix(data.get("flower"), "password_file")
     for store in _tables(data.get("stores")):
         fix(store, "path")
     url = data.get("catalogue")
@@ -322,8 +343,8 @@ def _model_at(loc: tuple[int | str, ...]) -> type[Model] | None:
     }
     if not loc:
         return Settings
-    if loc[0] == "tuning":
-        return Tuning
+    if loc[0] in ("tuning", "flower"):
+        return Tuning if loc[0] == "tuning" else Flower
     inner: dict[str, type[Model]] = {"backup": Schedule, "schedule": Schedule, "replicate": ReplicateWhen}
     if len(loc) >= 3 and loc[2] == "overrides":
         return VmOverride

@@ -41,6 +41,9 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 	if spec.Name == "" {
 		return nil, refuse(&types.InvalidName{}, "A VM needs a name.")
 	}
+	if f := checkGuest(spec.GuestId); f != nil {
+		return nil, f
+	}
 	if f := checkName(at.folder, spec.Name); f != nil { // API Reference, CreateVM_Task: DuplicateName
 		return nil, f
 	}
@@ -58,7 +61,8 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 	if spec.Uuid == "" {
 		spec.Uuid = uuid.New().String()
 	}
-	if spec.InstanceUuid == "" { // never from the path: a VM made again under the same name is another instance
+	// Never from the path: a VM made again under the same name is another instance. vCenter keeps the ids unique.
+	if spec.InstanceUuid == "" || instanceTaken(spec.InstanceUuid) {
 		spec.InstanceUuid = uuid.New().String()
 	}
 	hardware, extra, managed := spec.DeviceChange, spec.ExtraConfig, spec.ManagedBy
@@ -86,6 +90,26 @@ func makeVM(c *call, at placement, spec *types.VirtualMachineConfigSpec) (*machi
 		return nil, f
 	}
 	return m, nil
+}
+
+func instanceTaken(id string) bool {
+	for _, m := range world.vms {
+		if strings.EqualFold(m.vm.Config.InstanceUuid, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkGuest: the stock simulator knows the ids of its API version, but asks only when a VM is reconfigured.
+func checkGuest(id string) *refusal {
+	for _, known := range simulator.GuestID {
+		if id == "" || string(known) == id {
+			return nil
+		}
+	}
+	return refuse(&types.InvalidArgument{InvalidProperty: "configSpec.guestId"},
+		"A specified parameter was not correct: configSpec.guestId. '%s' is no guest operating system of this version.", id)
 }
 
 // adopt fills in what the stock simulator leaves out of a new VM.
@@ -235,9 +259,11 @@ func cloneVM(c *call) (types.AnyType, *refusal) {
 		}
 	}
 	if q.Spec.Template {
-		m.vm.Config.Template = true
-		m.vm.ResourcePool = nil
-		m.setLive(nil)
+		m.change(func() *refusal {
+			m.vm.Config.Template, m.vm.ResourcePool = true, nil
+			m.settle()
+			return nil
+		})
 	}
 	if q.Spec.PowerOn {
 		return m.vm.Self, m.start(c)

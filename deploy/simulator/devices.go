@@ -184,6 +184,22 @@ func edited(old, in types.BaseVirtualDevice) types.BaseVirtualDevice {
 }
 
 // capacity is what the client asks for: bytes where they are given and the two do not agree, as in vSphere 5.5 on.
+// labelDisk names a new disk as vSphere does: "Hard disk" and the lowest number that no other disk of the VM has.
+// vSphere API Reference, Description.label: what the client shows.
+func labelDisk(l devices, d *types.VirtualDisk) {
+	taken := map[string]bool{}
+	for _, other := range l {
+		if o, ok := other.(*types.VirtualDisk); ok && o.Key != d.Key && o.DeviceInfo != nil {
+			taken[o.DeviceInfo.GetDescription().Label] = true
+		}
+	}
+	label := ""
+	for n := 1; label == "" || taken[label]; n++ {
+		label = fmt.Sprintf("Hard disk %d", n)
+	}
+	d.DeviceInfo = &types.Description{Label: label, Summary: fmt.Sprintf("%d KB", d.CapacityInKB)}
+}
+
 func capacity(d *types.VirtualDisk) int64 {
 	if d.CapacityInBytes > 0 && d.CapacityInBytes/1024 >= d.CapacityInKB {
 		return d.CapacityInBytes

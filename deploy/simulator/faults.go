@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,10 +71,9 @@ func (r *rule) check() string {
 	if r.Method == "" {
 		return "a rule needs a Method (or \"*\")"
 	}
-	if _, ok := types.TypeFunc()(r.Method + "RequestType"); r.Method != "*" && r.Method != "Fetch" && !ok {
-		if _, ok := types.TypeFunc()(r.Method); !ok {
-			return "there is no method " + r.Method
-		}
+	_, known := types.TypeFunc()(r.Method)
+	if !known && r.Method != "*" && r.Method != "Fetch" && !strings.HasPrefix(r.Method, "folder.") {
+		return "there is no method " + r.Method
 	}
 	if r.Fault != "" {
 		if _, err := r.fault(); err != "" {
@@ -119,6 +119,7 @@ func (r *rule) before(w http.ResponseWriter, c *call) bool {
 		return false
 	}
 	f, _ := r.fault()
+	fillReferences(reflect.ValueOf(f).Elem(), c.this)
 	message := r.Message
 	if message == "" {
 		message = "Injected fault " + r.Fault + "."
@@ -136,4 +137,19 @@ func (r *rule) before(w http.ResponseWriter, c *call) bool {
 	}
 	answerFault(w, &refusal{f, message})
 	return true
+}
+
+// fillReferences names the call's object wherever a fault needs one and the rule has not said which: clients fail to
+// read a reference without a type.
+func fillReferences(v reflect.Value, ref types.ManagedObjectReference) {
+	for i := 0; i < v.NumField(); i++ {
+		f := v.Field(i)
+		if r, ok := f.Interface().(types.ManagedObjectReference); ok {
+			if r.Type == "" {
+				f.Set(reflect.ValueOf(ref))
+			}
+		} else if f.Kind() == reflect.Struct {
+			fillReferences(f, ref)
+		}
+	}
 }

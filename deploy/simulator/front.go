@@ -11,8 +11,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"reflect"
 	"regexp"
+	"runtime"
 	"strings"
 	"time"
 
@@ -36,10 +38,20 @@ func serve(l net.Listener, pair tls.Certificate, s *simulator.Service, login str
 	mux.HandleFunc("/folder/", f.folder)
 	mux.Handle("/", s.ServeMux)
 	server := &http.Server{
-		Handler: mux, ErrorLog: log.New(io.Discard, "", 0),
+		Handler: mux, ErrorLog: log.New(problems{}, "vcenter-sim: ", 0),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
 	}
 	return server.ServeTLS(l, "", "")
+}
+
+// problems passes on what net/http has to say, above all a panic; clients that do not trust the certificate are theirs.
+type problems struct{}
+
+func (problems) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("TLS handshake error")) {
+		return len(p), nil
+	}
+	return os.Stderr.Write(p)
 }
 
 var (
@@ -130,8 +142,33 @@ func (f *front) answer(w http.ResponseWriter, r *http.Request, c *call, rule rul
 		f.retrievePage(w, r, int(q.Options.MaxObjects))
 		return
 	}
+	if c.name == "Fetch" {
+		f.fetch(w, r)
+		return
+	}
 	f.pass(w, r, c)
 }
+
+// fetch reads one property. The stock simulator runs past the end of a list when the property is unset (a VM without
+// a snapshot, for one), where vCenter answers with nothing.
+func (f *front) fetch(w http.ResponseWriter, r *http.Request) {
+	rec := httptest.NewRecorder()
+	defer func() {
+		if problem := recover(); problem != nil {
+			if e, ok := problem.(runtime.Error); !ok || !strings.Contains(e.Error(), "index out of range [0] with length 0") {
+				panic(problem)
+			}
+			w.Header().Set("Content-Type", "text/xml; charset=utf-8")
+			_, _ = io.WriteString(w, emptyFetch)
+			return
+		}
+		replay(w, rec)
+	}()
+	f.service.ServeMux.ServeHTTP(rec, r)
+}
+
+const emptyFetch = `<?xml version="1.0" encoding="UTF-8"?><soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/">` +
+	`<soapenv:Body><FetchResponse xmlns="urn:vim25"></FetchResponse></soapenv:Body></soapenv:Envelope>`
 
 // pass leaves the call to the stock simulator. Calls that change something take world's lock.
 func (f *front) pass(w http.ResponseWriter, r *http.Request, c *call) {
@@ -140,7 +177,13 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, c *call) {
 		return
 	}
 	rec := httptest.NewRecorder()
+	f.passLocked(rec, r)
+	replay(w, rec)
+}
+
+func (f *front) passLocked(rec *httptest.ResponseRecorder, r *http.Request) {
 	world.Lock()
+	defer world.Unlock() // also when the stock code panics
 	f.service.ServeMux.ServeHTTP(rec, r)
 	if m := taskRef.FindSubmatch(rec.Body.Bytes()); m != nil {
 		t, ok := simulator.Map.Get(types.ManagedObjectReference{Type: "Task", Value: string(m[1])}).(*simulator.Task)
@@ -151,8 +194,6 @@ func (f *front) pass(w http.ResponseWriter, r *http.Request, c *call) {
 		}
 	}
 	saveState()
-	world.Unlock()
-	replay(w, rec)
 }
 
 var taskRef = regexp.MustCompile(`type="Task">([^<]+)<`)

@@ -119,13 +119,28 @@ func replaceFile(file string, content []byte) error {
 	return os.Rename(tmp, file)
 }
 
+// overwrite changes a descriptor in place when its length stays, as for a new CID: renaming over a file makes ext4
+// flush the new one, 10 to 50 ms on a busy disk.
+func overwrite(file string, old, content []byte) error {
+	if len(old) != len(content) {
+		return replaceFile(file, content)
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteAt(content, 0)
+	return err
+}
+
 // edit replaces single lines and keeps the rest of a descriptor that somebody else may have written.
 func (i *image) edit(re *regexp.Regexp, line string) error {
 	text, err := os.ReadFile(i.descriptorPath())
 	if err != nil {
 		return err
 	}
-	return replaceFile(i.descriptorPath(), re.ReplaceAllLiteral(text, []byte(line)))
+	return overwrite(i.descriptorPath(), text, re.ReplaceAllLiteral(text, []byte(line)))
 }
 
 func (i *image) setCID(cid string) error { return i.edit(lineCID, "CID="+cid) }

@@ -31,7 +31,7 @@ type options struct {
 func flags() options {
 	var o options
 	flag.StringVar(&o.listen, "l", "127.0.0.1:0", "address to listen on; port 0 picks a free one")
-	flag.StringVar(&o.user, "u", "user:password", "the only login that is accepted, as user:password")
+	flag.StringVar(&o.user, "u", "user:password", "the only login that is accepted, as user:password; or @FILE whose first line is that")
 	flag.StringVar(&o.dir, "dir", "", "folder that holds one folder per datastore (default: a new one under the temporary folder)")
 	flag.StringVar(&o.name, "name", "vcenter", "name of this vCenter; about.instanceUuid follows from it")
 	flag.StringVar(&o.uuid, "uuid", "", "about.instanceUuid, when it shall not follow from -name")
@@ -71,8 +71,15 @@ func (quiet) Write(p []byte) (int, error) { return len(p), nil }
 
 func run(o options) error {
 	simulator.SessionIdleTimeout = o.idle
+	if strings.HasPrefix(o.user, "@") { // a password in the arguments can be read by everyone on the machine
+		line, err := os.ReadFile(o.user[1:])
+		if err != nil {
+			return err
+		}
+		o.user = strings.SplitN(string(line), "\n", 2)[0]
+	}
 	if !strings.Contains(o.user, ":") {
-		return fmt.Errorf("-u %q has no colon: write user:password", o.user)
+		return fmt.Errorf("-u has no colon: write user:password")
 	}
 	if o.dir == "" {
 		dir, err := os.MkdirTemp("", "vcenter-sim-")

@@ -43,6 +43,51 @@ func findAllByUUID(c *call) (interface{}, *refusal) {
 	return r, nil
 }
 
+// searchDatastore lends the stock search the specification that it cannot do without and clients may leave out.
+func searchDatastore(c *call) (res types.AnyType, f *refusal) {
+	browser := simulator.Map.Get(c.this).(*simulator.HostDatastoreBrowser)
+	complete := func(s *types.HostDatastoreBrowserSearchSpec) *types.HostDatastoreBrowserSearchSpec {
+		if s == nil {
+			s = &types.HostDatastoreBrowserSearchSpec{}
+		}
+		if len(s.MatchPattern) == 0 {
+			s.MatchPattern = []string{"*"}
+		}
+		return s
+	}
+	simulator.Map.WithLock(browser, func() {
+		switch q := c.body.(type) {
+		case *types.SearchDatastore_Task:
+			q.SearchSpec = complete(q.SearchSpec)
+			res, f = stock(browser.SearchDatastoreTask(q))
+		case *types.SearchDatastoreSubFolders_Task:
+			q.SearchSpec = complete(q.SearchSpec)
+			res, f = stock(browser.SearchDatastoreSubFoldersTask(q))
+		}
+	})
+	return res, f
+}
+
+// notModelled refuses what the stock simulator would do without the bytes: a refusal is better than an empty disk.
+func notModelled(c *call) (types.AnyType, *refusal) {
+	return nil, refuse(&types.NotSupported{}, "%s is not modelled by this vCenter.", c.name)
+}
+
+func notModelledDirectly(c *call) (interface{}, *refusal) { return notModelled(c) }
+
+// destroyFolder removes an empty folder; vCenter would destroy the VMs in it too, which nobody here should ask for.
+func destroyFolder(c *call) (types.AnyType, *refusal) {
+	folder := simulator.Map.Get(c.this).(*simulator.Folder)
+	if len(folder.ChildEntity) > 0 {
+		return nil, refuse(&types.NotSupported{}, "The folder '%s' is not empty: this vCenter destroys empty folders only.", folder.Name)
+	}
+	var f *refusal
+	simulator.Map.WithLock(folder, func() {
+		_, f = stock(folder.DestroyTask(c.ctx, &types.Destroy_Task{This: c.this}))
+	})
+	return nil, f
+}
+
 // setField keeps one value per field; an empty one is kept too, as vCenter keeps it.
 func setField(c *call) (interface{}, *refusal) {
 	q := c.body.(*types.SetField)

@@ -31,8 +31,10 @@ func freshen(c *call) {
 			}
 			world.Unlock()
 		}
-		if config {
-			simulator.Map.WithLock(vm, func() { freshenContentIDs(vm) })
+		if config && len(staleContentIDs(vm)) > 0 {
+			world.Lock() // changes read the VM's properties without the registry's lock
+			freshenContentIDs(vm)
+			world.Unlock()
 		}
 	}
 }
@@ -104,28 +106,36 @@ func concerned(c *call) (r []*simulator.VirtualMachine) {
 	return r
 }
 
-// freshenContentIDs replaces the list of devices when a descriptor says something new: readers may hold the old one.
-func freshenContentIDs(vm *simulator.VirtualMachine) {
-	if vm.Config == nil {
-		return
-	}
+// staleContentIDs: device key -> content id, where a descriptor says something new.
+func staleContentIDs(vm *simulator.VirtualMachine) map[int32]string {
+	var l []*types.VirtualDisk
+	simulator.Map.WithLock(vm, func() {
+		if vm.Config != nil {
+			l = virtualDisks(vm.Config.Hardware.Device)
+		}
+	})
 	stale := map[int32]string{}
-	for _, d := range virtualDisks(vm.Config.Hardware.Device) {
+	for _, d := range l {
 		if info, err := readDescriptor(filePath(backing(d).FileName)); err == nil && info.contentID() != backing(d).ContentId {
 			stale[d.Key] = info.contentID()
 		}
 	}
-	if len(stale) == 0 {
-		return
-	}
-	config := *vm.Config
-	config.Hardware.Device = deepCopy(config.Hardware.Device)
-	for _, d := range virtualDisks(config.Hardware.Device) {
-		if id, ok := stale[d.Key]; ok {
-			backing(d).ContentId = id
+	return stale
+}
+
+// freshenContentIDs replaces the list of devices: readers may hold the old one.
+func freshenContentIDs(vm *simulator.VirtualMachine) {
+	stale := staleContentIDs(vm)
+	simulator.Map.WithLock(vm, func() {
+		config := *vm.Config
+		config.Hardware.Device = deepCopy(config.Hardware.Device)
+		for _, d := range virtualDisks(config.Hardware.Device) {
+			if id, ok := stale[d.Key]; ok {
+				backing(d).ContentId = id
+			}
 		}
-	}
-	vm.Config = &config
+		vm.Config = &config
+	})
 }
 
 var pages = struct {

@@ -89,6 +89,7 @@ func (m *machine) apply(c *call, spec *types.VirtualMachineConfigSpec, made *[]s
 	vm.Config.Hardware.Device = append(append(vm.Config.Hardware.Device, hidden...), raw...)
 	for _, s := range disks {
 		d := s.Device.(*types.VirtualDisk)
+		labelDisk(vm.Config.Hardware.Device, d)
 		created := s.FileOperation != ""
 		if created && backing(d).FileName != "" {
 			*made = append(*made, backing(d).FileName)
@@ -203,6 +204,12 @@ func (m *machine) checkSpec(spec *types.VirtualMachineConfigSpec) *refusal {
 	}
 	if spec.Files != nil && spec.Files.VmPathName != "" && spec.Files.VmPathName != vm.Config.Files.VmPathName {
 		return refuse(&types.InvalidArgument{InvalidProperty: "spec.files.vmPathName"}, "The path of an existing VM cannot be changed.")
+	}
+	// API Reference, VirtualMachineConfigSpec.numCPUs and memoryMB: on a running VM only with hot add.
+	hot := func(p *bool) bool { return p != nil && *p }
+	if m.on() && (spec.NumCPUs != 0 && spec.NumCPUs != vm.Config.Hardware.NumCPU && !hot(vm.Config.CpuHotAddEnabled) ||
+		spec.MemoryMB != 0 && spec.MemoryMB != int64(vm.Config.Hardware.MemoryMB) && !hot(vm.Config.MemoryHotAddEnabled)) {
+		return m.wrongState(poweredOff)
 	}
 	for i, change := range spec.DeviceChange {
 		if f := m.checkChange(int32(i), change.GetVirtualDeviceConfigSpec()); f != nil {

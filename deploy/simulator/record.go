@@ -65,7 +65,7 @@ func (m *machine) save() error {
 		return err
 	}
 	vmx := filePath(m.vm.Config.Files.VmPathName)
-	if err := replaceFile(strings.TrimSuffix(vmx, ".vmx")+".vmxf", out.Bytes()); err != nil {
+	if err := writePaper(strings.TrimSuffix(vmx, ".vmx")+".vmxf", out.Bytes()); err != nil {
 		return err
 	}
 	var text strings.Builder
@@ -85,11 +85,32 @@ func (m *machine) save() error {
 	for _, o := range m.vm.Config.ExtraConfig {
 		line(o.GetOptionValue().Key, o.GetOptionValue().Value)
 	}
-	return replaceFile(vmx, []byte(text.String()))
+	if have, err := os.ReadFile(vmx); err == nil && string(have) == text.String() {
+		return nil
+	}
+	return writePaper(vmx, []byte(text.String()))
+}
+
+// writePaper replaces a file so that a killed process leaves the old one, the new one, or the new one as .tmp.
+// It does not rename over the old one: ext4 would flush it, and this runs on each change.
+func writePaper(file string, content []byte) error {
+	if err := os.WriteFile(file+".tmp", content, 0600); err != nil {
+		return err
+	}
+	_ = os.Remove(file)
+	return os.Rename(file+".tmp", file)
+}
+
+func readPaper(file string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if os.IsNotExist(err) {
+		return os.ReadFile(file + ".tmp")
+	}
+	return b, err
 }
 
 func loadRecord(vmx string) (*record, error) {
-	text, err := os.ReadFile(strings.TrimSuffix(vmx, ".vmx") + ".vmxf")
+	text, err := readPaper(strings.TrimSuffix(vmx, ".vmx") + ".vmxf")
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,7 @@ func saveState() {
 		log.Print(err)
 		return
 	}
-	if err := replaceFile(stateFile, out.Bytes()); err != nil {
+	if err := writePaper(stateFile, out.Bytes()); err != nil {
 		log.Print(err)
 	}
 }
@@ -109,7 +109,7 @@ func restoreState() error {
 	if stateFile == "" {
 		return nil
 	}
-	text, err := os.ReadFile(stateFile)
+	text, err := readPaper(stateFile)
 	if os.IsNotExist(err) {
 		return nil
 	}

@@ -29,27 +29,33 @@ var (
 		id  string
 		run func(*call) (types.AnyType, *refusal)
 	}{
-		"Folder.CreateVM_Task":                         {"Folder.createVm", createVM},
-		"Folder.RegisterVM_Task":                       {"Folder.registerVm", registerVM},
-		"VirtualMachine.ReconfigVM_Task":               {"VirtualMachine.reconfigure", reconfigure},
-		"VirtualMachine.Rename_Task":                   {"VirtualMachine.rename", rename},
-		"VirtualMachine.CloneVM_Task":                  {"VirtualMachine.clone", cloneVM},
-		"VirtualMachine.RelocateVM_Task":               {"VirtualMachine.relocate", relocate},
-		"VirtualMachine.CustomizeVM_Task":              {"VirtualMachine.customize", customize},
-		"VirtualMachine.Destroy_Task":                  {"VirtualMachine.destroy", destroyVM},
-		"VirtualMachine.PowerOnVM_Task":                {"VirtualMachine.powerOn", powerOn},
-		"VirtualMachine.PowerOffVM_Task":               {"VirtualMachine.powerOff", powerOff},
-		"VirtualMachine.SuspendVM_Task":                {"VirtualMachine.suspend", suspend},
-		"VirtualMachine.ResetVM_Task":                  {"VirtualMachine.reset", reset},
-		"VirtualMachine.CreateSnapshot_Task":           {"VirtualMachine.createSnapshot", createSnapshot},
-		"VirtualMachine.CreateSnapshotEx_Task":         {"VirtualMachine.createSnapshotEx", createSnapshot},
-		"VirtualMachine.RemoveAllSnapshots_Task":       {"VirtualMachine.removeAllSnapshots", removeAllSnapshots},
-		"VirtualMachine.RevertToCurrentSnapshot_Task":  {"VirtualMachine.revertToCurrentSnapshot", revertToCurrent},
-		"VirtualMachine.ConsolidateVMDisks_Task":       {"VirtualMachine.consolidateDisks", consolidateDisks},
-		"VirtualMachineSnapshot.RemoveSnapshot_Task":   {"vm.Snapshot.remove", removeSnapshot},
-		"VirtualMachineSnapshot.RevertToSnapshot_Task": {"vm.Snapshot.revert", revertToSnapshot},
-		"VirtualDiskManager.CreateVirtualDisk_Task":    {"VirtualDiskManager.createVirtualDisk", createVirtualDisk},
-		"VirtualDiskManager.DeleteVirtualDisk_Task":    {"VirtualDiskManager.deleteVirtualDisk", deleteVirtualDisk},
+		"Folder.CreateVM_Task":                                {"Folder.createVm", createVM},
+		"Folder.RegisterVM_Task":                              {"Folder.registerVm", registerVM},
+		"VirtualMachine.ReconfigVM_Task":                      {"VirtualMachine.reconfigure", reconfigure},
+		"VirtualMachine.Rename_Task":                          {"VirtualMachine.rename", rename},
+		"VirtualMachine.CloneVM_Task":                         {"VirtualMachine.clone", cloneVM},
+		"VirtualMachine.RelocateVM_Task":                      {"VirtualMachine.relocate", relocate},
+		"VirtualMachine.CustomizeVM_Task":                     {"VirtualMachine.customize", customize},
+		"VirtualMachine.Destroy_Task":                         {"VirtualMachine.destroy", destroyVM},
+		"VirtualMachine.PowerOnVM_Task":                       {"VirtualMachine.powerOn", powerOn},
+		"VirtualMachine.PowerOffVM_Task":                      {"VirtualMachine.powerOff", powerOff},
+		"VirtualMachine.SuspendVM_Task":                       {"VirtualMachine.suspend", suspend},
+		"VirtualMachine.ResetVM_Task":                         {"VirtualMachine.reset", reset},
+		"VirtualMachine.CreateSnapshot_Task":                  {"VirtualMachine.createSnapshot", createSnapshot},
+		"VirtualMachine.CreateSnapshotEx_Task":                {"VirtualMachine.createSnapshotEx", createSnapshot},
+		"VirtualMachine.RemoveAllSnapshots_Task":              {"VirtualMachine.removeAllSnapshots", removeAllSnapshots},
+		"VirtualMachine.RevertToCurrentSnapshot_Task":         {"VirtualMachine.revertToCurrentSnapshot", revertToCurrent},
+		"VirtualMachine.ConsolidateVMDisks_Task":              {"VirtualMachine.consolidateDisks", consolidateDisks},
+		"VirtualMachineSnapshot.RemoveSnapshot_Task":          {"vm.Snapshot.remove", removeSnapshot},
+		"VirtualMachineSnapshot.RevertToSnapshot_Task":        {"vm.Snapshot.revert", revertToSnapshot},
+		"HostDatastoreBrowser.SearchDatastore_Task":           {"HostDatastoreBrowser.searchDatastore", searchDatastore},
+		"HostDatastoreBrowser.SearchDatastoreSubFolders_Task": {"HostDatastoreBrowser.searchDatastoreSubFolders", searchDatastore},
+		"Folder.Destroy_Task":                                 {"Folder.destroy", destroyFolder},
+		"VirtualDiskManager.CopyVirtualDisk_Task":             {"VirtualDiskManager.copyVirtualDisk", notModelled},
+		"VirtualDiskManager.MoveVirtualDisk_Task":             {"VirtualDiskManager.moveVirtualDisk", notModelled},
+		"VirtualDiskManager.ExtendVirtualDisk_Task":           {"VirtualDiskManager.extendVirtualDisk", notModelled},
+		"VirtualDiskManager.CreateVirtualDisk_Task":           {"VirtualDiskManager.createVirtualDisk", createVirtualDisk},
+		"VirtualDiskManager.DeleteVirtualDisk_Task":           {"VirtualDiskManager.deleteVirtualDisk", deleteVirtualDisk},
 	}
 	directMethods = map[string]func(*call) (interface{}, *refusal){
 		"VirtualMachine.QueryChangedDiskAreas":        queryChanges,
@@ -62,6 +68,7 @@ var (
 		"VirtualMachineSnapshot.RenameSnapshot":       renameSnapshot,
 		"VirtualDiskManager.QueryVirtualDiskUuid":     queryDiskUUID,
 		"AuthorizationManager.HasPrivilegeOnEntities": hasPrivileges,
+		"ResourcePool.ImportVApp":                     notModelledDirectly,
 		"SearchIndex.FindAllByUuid":                   findAllByUUID,
 		"CustomFieldsManager.SetField":                setField,
 		"Datastore.RefreshDatastore":                  refreshDatastore,
@@ -141,12 +148,24 @@ func newTask(c *call, id string) *simulator.Task {
 		t.Info.Entity, t.Info.EntityName = nil, ""
 		if e, ok := simulator.Map.Get(entity).(mo.Entity); ok { // clients insist that it is a managed entity
 			t.Info.Entity, t.Info.EntityName = &entity, e.Entity().Name
+			remember(e, t.Self)
 		}
 		t.Info.Reason = &types.TaskReasonUser{UserName: "user"}
 		t.Info.StartTime = &now
 		t.Info.State = types.TaskInfoStateRunning
 	})
 	return t
+}
+
+// remember lists the task with its entity, as vSphere does for some ten minutes; ours keeps the last ten.
+func remember(e mo.Entity, task types.ManagedObjectReference) {
+	simulator.Map.WithLock(e, func() {
+		recent := append([]types.ManagedObjectReference{}, e.Entity().RecentTask...)
+		if len(recent) >= 10 {
+			recent = recent[1:]
+		}
+		e.Entity().RecentTask = append(recent, task)
+	})
 }
 
 func setTask(t *simulator.Task, changes ...types.PropertyChange) {

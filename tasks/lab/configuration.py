@@ -82,6 +82,13 @@ def secret_path(folder: Path, name: str) -> Path:
     return folder / "secrets" / name
 
 
+def write_login(folder: Path, site: str) -> Path:
+    """The file by which a simulated vCenter learns its only login: an argument could be read by everybody."""
+    path = folder / "vcenters" / site / "login"
+    _write(path, f"{USER}:{secret(folder, site)}\n")
+    return path
+
+
 def redis_url(folder: Path, port: int) -> str:
     return f"redis://:{secret(folder, 'redis')}@127.0.0.1:{port}/0"
 
@@ -110,6 +117,7 @@ def write_understudy(folder: Path, ports: dict[str, int], extra: str | None) -> 
     kept = folder / "extra.toml"
     if extra is not None:
         _write(kept, extra)
+    secret(folder, "flower")
     sites = "".join(_site(vcenter, ports[vcenter.site]) for vcenter in VCENTERS)
     text = f"""\
 # Written by the lab at each start; what is to stay belongs into extra.toml, which is appended here.
@@ -118,6 +126,10 @@ catalogue = "sqlite:///catalogue.db"
 {sites}
 [stores.main]
 path = "store"
+
+[flower]
+user = "{USER}"
+password_file = "secrets/flower"
 
 [targets.dr]
 site = "dr"

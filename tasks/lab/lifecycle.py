@@ -49,10 +49,8 @@ class VcenterState(Model):
 
 class LabState(Model):
     folder: Path
-    #: understudy.toml: pass it as --config
+    #: understudy.toml: pass it as --config. It holds Redis' address with its password, so this model does not
     config: Path
-    #: with its password
-    redis: str
     flower: str
     vcenters: dict[str, VcenterState]
     #: what the datastores are, in words
@@ -136,7 +134,6 @@ def status(folder: Path) -> LabState:
     return LabState(
         folder=folder,
         config=folder / "understudy.toml",
-        redis=configuration.redis_url(folder, lab.ports["redis"]),
         flower=f"http://127.0.0.1:{lab.ports['flower']}",
         vcenters={
             vcenter.site: VcenterState(

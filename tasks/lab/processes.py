@@ -95,7 +95,11 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """The start time of a living process; None when there is none (a zombie has ended)."""
+    """The start time of a living process; None when there is none.
+
+    A zombie has ended, but not while it has threads: when a process is killed its first thread may be gone before the
+    others, and until the last one is gone its ports and files are taken.
+    """
     if pid in _children and _children[pid].poll() is not None:
         del _children[pid]
     try:
@@ -103,7 +107,8 @@ def start_time(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if ended else int(fields[19])
 
 
 def alive(record: Record) -> bool:

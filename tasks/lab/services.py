@@ -82,7 +82,7 @@ def _redis(folder: Path, port: int) -> Service:
 def _vcenter(vcenter: Vcenter, folder: Path, port: int) -> Service:
     home = folder / "vcenters" / vcenter.site
     certificate = configuration.certificate_path(folder, vcenter.site)
-    password = configuration.secret(folder, vcenter.site)
+    login = configuration.write_login(folder, vcenter.site)
     site = Site(
         vcenter=f"127.0.0.1:{port}",
         user=configuration.USER,
@@ -106,7 +106,7 @@ def _vcenter(vcenter: Vcenter, folder: Path, port: int) -> Service:
         (
             str(SIMULATOR),
             "-l", f"127.0.0.1:{port}",
-            "-u", f"{configuration.USER}:{password}",
+            "-u", f"@{login}",
             "-name", vcenter.site,
             "-dc", vcenter.datacenter,
             "-dir", str(folder / "datastores" / vcenter.site),

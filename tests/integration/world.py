@@ -18,13 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from pyVmomi import vim
 
 from workers import backup, dispatch, replicate
 from workers.catalogue import Catalogue
-from workers.models import Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
-from workers.run import Here
-from workers.settings import Settings
+from workers.models import Cursor, Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
+from workers.replica import CURSOR
+from workers.run import Here, give_up
+from workers.settings import Settings, load
 from workers.store import Store
 from workers.vsphere import building, inventory
 from workers.vsphere.session import Session, connect
@@ -90,10 +92,8 @@ class World:
         secret = folder / "password"
         secret.write_text(PASSWORD + "\n")
         folder.joinpath("understudy.toml").write_text(self._toml(secret, settings))
-        from workers import settings as reading
-
         self.config = folder / "understudy.toml"
-        self.settings: Settings = reading.load(self.config)
+        self.settings: Settings = load(self.config)
         self.catalogue = Catalogue.create(self.settings.catalogue)
         self.store = Store.create(self.settings.stores["main"].path)
         self.here = Here(self.settings, self.catalogue)
@@ -149,7 +149,7 @@ class World:
         ]
         spec = vim.vm.ConfigSpec(
             name=name,
-            guestId="debian12_64Guest",
+            guestId="debian10_64Guest",
             numCPUs=2,
             memoryMB=512,
             version="vmx-19",
@@ -299,15 +299,20 @@ class World:
 
     def expire_lease(self, run: Run) -> None:
         """What the passing of time does to a dead worker's lease."""
-        import sqlalchemy as sa
-
         with self.catalogue.write() as conn:
             conn.execute(
                 sa.text("update runs set lease_until = :long_ago, not_before = null where id = :id"),
                 {"long_ago": "2000-01-01 00:00:00.000000", "id": run.id},
             )
 
+    def give_up(self, run_id: str) -> None:
+        """A person or the reaper ends a dead run, so that the next one is a new run with a new fence."""
+        give_up(self.here, self.catalogue.run(run_id), "given up by the test")
+
     # --- judging ----------------------------------------------------------------------------------------------
+
+    def cursor(self, name: str) -> Cursor:
+        return Cursor.model_validate_json(self.state(self.pair(name).replica_name, "dr").notes[CURSOR])
 
     def replica_disks(self, name: str) -> dict[str, Disk]:
         """Source disk id -> the replica's disk, with the file that holds its bytes now."""

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from workers.catalogue import ended as _ended
 from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
 from workers.catalogue import inventory as _inventory
@@ -34,11 +35,12 @@ from workers.catalogue import runs as _runs
 from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.database import LOCK_WAIT, Database, now
+from workers.catalogue.ended import Ended
 from workers.catalogue.inventory import KnownVm
 from workers.catalogue.points import PointSummary
 from workers.errors import ConfigError
 
-__all__ = ["Catalogue", "KnownVm", "PointSummary"]
+__all__ = ["Catalogue", "Ended", "KnownVm", "PointSummary"]
 
 
 class Catalogue(Database):
@@ -104,6 +106,7 @@ class Catalogue(Database):
     runs = _runs.runs
     find_run = _runs.find_run
     live_runs = _runs.live_runs
+    latest_ended = _ended.latest_ended
     lost_runs = _runs.lost_runs
     mark_sent = _runs.mark_sent
     used_slot = _runs.used_slot

@@ -7,9 +7,7 @@ Functions lock in the order target, run: so two of them never wait for each othe
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,8 +20,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from workers.catalogue import complaints
-from workers.errors import ConfigError
+from workers.catalogue import complaints, forks
+from workers.errors import CatalogueUnreachable, ConfigError
 
 #: Seconds to wait for a lock that somebody else holds. Transactions here take milliseconds; half a minute outlasts a
 #: slow disk's fsync storm, and is short of a task's time limit.
@@ -37,8 +35,10 @@ class Database:
         self._address = address(url)
         self._lock_wait = lock_wait
         self._engine: sa.Engine | None = None
+        self._inherited: sa.Engine | None = None
+        self._spoilt = False
         self._guard = threading.Lock()
-        _databases.add(self)
+        forks.watch(self)
 
     @property
     def url(self) -> str:
@@ -55,6 +55,10 @@ class Database:
     @property
     def engine(self) -> sa.Engine:
         with self._guard:
+            if self._spoilt:
+                raise CatalogueUnreachable(
+                    f"this process was forked in the middle of a transaction, so it cannot use {self}; start it again"
+                )
             if self._engine is None:
                 make = _sqlite_engine if self.is_sqlite else _postgresql_engine
                 self._engine = make(self._address, self._lock_wait)
@@ -62,13 +66,13 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        with self.sentences(), self.engine.connect() as conn, conn.begin():
+        with self.sentences(), forks.transaction(), self.engine.connect() as conn, conn.begin():
             yield conn
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """All of it or nothing, on stable storage when the block has ended without an error."""
-        with self.sentences(), self.engine.connect() as conn:
+        with self.sentences(), forks.transaction(), self.engine.connect() as conn:
             conn.execution_options(**{_WRITES: True})
             with conn.begin():
                 yield conn
@@ -92,14 +96,15 @@ class Database:
         if engine is not None:
             engine.dispose()
 
-    def _before_fork(self) -> None:
+    def close_idle(self) -> None:
         engine = self._engine
         if engine is not None:
             engine.dispose()
 
-    def _after_fork(self) -> None:
-        self._engine = None
+    def start_afresh(self, *, spoilt: bool) -> None:
+        self._engine, self._inherited = None, self._engine  # kept: closing it is for the parent alone
         self._guard = threading.Lock()
+        self._spoilt = spoilt and self.is_sqlite
 
 
 def now(conn: sa.Connection) -> datetime:
@@ -195,21 +200,3 @@ def _postgresql_engine(url: URL, lock_wait: float) -> sa.Engine:
             "tcp_user_timeout": 60_000,
         },
     )
-
-
-# A connection must not be used, nor closed, on both sides of a fork: SQLite's locks belong to a process, and
-# PostgreSQL would be told goodbye on its parent's line. So idle connections are closed before one.
-_databases: weakref.WeakSet[Database] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for database in list(_databases):
-        database._before_fork()
-
-
-def _after_fork() -> None:
-    for database in list(_databases):
-        database._after_fork()
-
-
-os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

@@ -77,9 +77,7 @@ def find_run(db: Database, prefix: str) -> Run:
     if not found:
         raise NotFound(f"no run starts with {prefix!r}; `understudy runs` lists the latest")
     if len(found) > 1:
-        raise BadInput(
-            f"{prefix!r} is the start of several runs, e.g. {found[0].id} and {found[1].id}; give more of it"
-        )
+        raise BadInput(f"{prefix!r} starts several runs, e.g. {found[0].id} and {found[1].id}; give more of it")
     return rows.read(found[0], Run)
 
 

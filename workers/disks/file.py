@@ -70,7 +70,7 @@ class Descriptor:
         if len(extents) != 1 or extents[0][1] not in ("VMFS", "FLAT"):
             raise Refused(f"the disk {path} is not one flat file; the file carrier reads and writes only those")
         self.size = int(extents[0][0]) * 512
-        self.flat = path.parent / extents[0][2]
+        self.flat: Path = path.parent / extents[0][2]
 
     def _field(self, name: str) -> str:
         match = re.search(rf"^{name}=(\w+)", self.text, re.MULTILINE)

@@ -12,7 +12,7 @@ from pyVmomi import vim
 
 from workers.errors import BadInput, Touched
 from workers.models import Controller, Disk, Model, Nic, VmConfig, VmState
-from workers.vsphere.hardware import CONTROLLERS, NICS
+from workers.vsphere.hardware import CONTROLLERS, NICS, spelled
 from workers.vsphere.placement import Place
 
 _device = vim.vm.device
@@ -79,7 +79,7 @@ def config_spec(spec: ReplicaSpec, place: Place) -> Built:
         raise BadInput(f"a replica's notes are called understudy.*, not {', '.join(stray)}")
     return Built(
         vim.vm.ConfigSpec(
-            name=spec.name,
+            name=spelled(spec.name),
             guestId=config.guest_id,
             version=version,
             uuid=spec.bios_uuid or None,

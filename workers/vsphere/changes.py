@@ -12,6 +12,7 @@ from workers.errors import ChangeTrackingUnusable, SnapshotLost
 from workers.extents import Extents
 from workers.models import Disk, VmState
 from workers.vsphere import snapshots
+from workers.vsphere.inventory import vm_state
 from workers.vsphere.refusals import as_error, refused_to, words
 from workers.vsphere.session import WAIT, Session
 
@@ -97,21 +98,23 @@ def enable(s: Session, state: VmState, *, wait: float = WAIT) -> bool:
     `ChangeTrackingUnusable` says why it cannot be: templates, snapshots (vSphere supports it only without).
     """
     moref, name = state.identity.moref, state.identity.name
+    with refused_to(f"read the VM {name} ({s})"):
+        # A worker may have died between the two halves of the cycle, its snapshot still on the way.
+        s.settle(s.vm(moref), wait)
+    state = vm_state(s, moref)
     for node in state.snapshots:
         if node.name == _THROW_AWAY:
-            # A worker died between the two halves of the cycle.
             snapshots.remove(s, moref, node.moref, wait=wait)
-    others = [node.name for node in state.snapshots if node.name != _THROW_AWAY]
+            state = vm_state(s, moref)
     if state.change_tracking:
         return False
     if state.config.template:
         raise ChangeTrackingUnusable(f"{name} is a template: its disks do not change")
-    if others:
+    if state.snapshots:
         raise ChangeTrackingUnusable(
-            f"{name} has snapshots ({', '.join(others)}): change tracking can be switched on when they are removed"
+            f"{name} has snapshots ({', '.join(node.name for node in state.snapshots)}): change tracking can be "
+            "switched on when they are removed"
         )
-    if len(state.snapshots) > len(others):
-        state = state.model_copy(update={"change_version": snapshots.change_version(s, moref)})
     spec = vim.vm.ConfigSpec(changeVersion=state.change_version, changeTrackingEnabled=True)
     with refused_to(f"switch on change tracking of {name} ({s})"):
         s.wait(s.vm(moref).ReconfigVM_Task(spec), wait)

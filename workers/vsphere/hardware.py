@@ -97,7 +97,7 @@ _EXTRA_OURS_OR_VSPHERES = re.compile(
     r"understudy\..*|sched\..*|.*\.ctkEnabled|.*\.pciSlotNumber|pciBridge\d+\..*|nvram|.*\.present|.*\.redo|uuid\..*|vc\.uuid"
     r"|migrate\..*|vmotion\..*|viv\..*|monitor\..*|softPowerOff|tools\..*|toolsInstallManager\..*|vmware\.tools\..*"
     r"|guestOS\..*|guestInfo\..*|numa\..*|cleanShutdown|config\.readOnly|replay\..*|hpet0\..*|vmci0\..*|vmxstats\..*"
-    r"|virtualHW\..*|displayName|annotation|hbr_filter\..*|govcsim.*|RUN\..*|SET\..*|vmxnet3\..*|ehci.*|usb.*|svga\..*",
+    r"|virtualHW\..*|displayName|annotation|hbr_filter\..*|vmxnet3\..*|ehci.*|usb.*|svga\..*",
     re.IGNORECASE,
 )
 
@@ -265,6 +265,11 @@ def _extra_config(options: Any) -> tuple[dict[str, str], list[str]]:
         elif option.value != "" and not _EXTRA_OURS_OR_VSPHERES.fullmatch(option.key):
             unknown.append(option.key)
     return kept, [f"advanced settings that are left out: {', '.join(sorted(unknown))}"] if unknown else []
+
+
+def spelled(name: str) -> str:
+    """A name as vCenter keeps it: it escapes these three, and takes an escape sequence as it is."""
+    return name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
 
 
 def notes_of(options: Any) -> dict[str, str]:

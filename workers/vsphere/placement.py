@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from pyVmomi import vim
 
 from workers.errors import BadInput, NotFound, Transient
+from workers.vsphere.refusals import refused_to
 from workers.vsphere.session import Found, Session
 
 _PATHS: dict[Any, tuple[str, ...]] = {
@@ -73,19 +74,20 @@ def find_place(
     networks: Sequence[str] = (),
 ) -> Place:
     """`name` of the new VM only spreads VMs over hosts. `NotFound` says what there is instead."""
-    inventory = _Map(s.read_all(_PATHS))
-    cluster, hosts = _compute(s, inventory, compute)
-    _usable_datastore(s, inventory, cluster, datastore)
-    host = _host(s, inventory, hosts, name=name, datastore=datastore, networks=networks)
-    reachable = {inventory.name(n): n for n in inventory.get(host.values.get("network") or ())}
-    return Place(
-        folder=_folder(s, inventory, _datacenter(inventory, cluster), folder),
-        pool=_pool(s, inventory, cluster, pool),
-        host=host.ref,
-        datastore=datastore,
-        networks={wanted: _backing(s, wanted, reachable[wanted]) for wanted in dict.fromkeys(networks)},
-        newest_hardware=_newest_hardware(cluster, host),
-    )
+    with refused_to(f"say where {name!r} can be built ({s})"):
+        inventory = _Map(s.read_all(_PATHS))
+        cluster, hosts = _compute(s, inventory, compute)
+        _usable_datastore(s, inventory, cluster, datastore)
+        host = _host(s, inventory, hosts, name=name, datastore=datastore, networks=networks)
+        reachable = {inventory.name(n): n for n in inventory.get(host.values.get("network") or ())}
+        return Place(
+            folder=_folder(s, inventory, _datacenter(inventory, cluster), folder),
+            pool=_pool(s, inventory, cluster, pool),
+            host=host.ref,
+            datastore=datastore,
+            networks={wanted: _backing(s, wanted, reachable[wanted]) for wanted in dict.fromkeys(networks)},
+            newest_hardware=_newest_hardware(cluster, host),
+        )
 
 
 def _compute(s: Session, inventory: _Map, name: str) -> tuple[Found, list[Found]]:

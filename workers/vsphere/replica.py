@@ -27,7 +27,7 @@ from workers.vsphere.building import (
     replicated,
     storage,
 )
-from workers.vsphere.hardware import notes_of
+from workers.vsphere.hardware import notes_of, spelled
 from workers.vsphere.inventory import vm_state
 from workers.vsphere.placement import find_place
 from workers.vsphere.refusals import as_error, refused_to, words
@@ -84,9 +84,7 @@ def create(s: Session, spec: ReplicaSpec, *, wait: float = WAIT) -> Replica:
 
 def _ours(s: Session, folder: Any, spec: ReplicaSpec) -> str | None:
     """The moref of the VM of that name in the folder, when it carries our mark."""
-    # As vCenter spells names: these three are escaped.
-    name = spec.name.replace("%", "%25").replace("/", "%2f").replace("\\", "%5c")
-    ref = s.content.searchIndex.FindChild(folder, name)
+    ref = s.content.searchIndex.FindChild(folder, spelled(spec.name))
     if ref is None:
         return None
     mark = None

@@ -200,6 +200,10 @@ class Session:
 
         vCenter tells at once, at the cost of one open call, where polling would be slow or a load.
         """
+        if seconds < 1:
+            # WaitForUpdatesEx counts in whole seconds.
+            time.sleep(min(0.05, seconds))
+            return
         deadline = time.monotonic() + seconds
         try:
             collector = self._own_collector()
@@ -212,8 +216,8 @@ class Session:
             )
             try:
                 version = ""
-                while (left := deadline - time.monotonic()) > 0:
-                    hang = _collector.WaitOptions(maxWaitSeconds=max(1, min(UPDATE_WAIT, int(left))))
+                while (left := deadline - time.monotonic()) >= 1:
+                    hang = _collector.WaitOptions(maxWaitSeconds=min(UPDATE_WAIT, int(left)))
                     update = collector.WaitForUpdatesEx(version, hang)
                     if update is None:
                         return
@@ -262,12 +266,16 @@ def _changes(update: Any) -> list[Any]:
 
 
 _lock = threading.Lock()
+#: One lock per site: a vCenter that does not answer must not hold up the others.
+_connecting: dict[str, threading.Lock] = {}
 _sessions: dict[str, Session] = {}
 
 
 def connect(name: str, site: Site) -> Session:
     """The session of this process for a site, made on first use; made anew when the configuration has changed."""
     with _lock:
+        mine = _connecting.setdefault(name, threading.Lock())
+    with mine:
         held = _sessions.get(name)
         if held is None or held.site != site:
             if held is not None:
@@ -281,9 +289,9 @@ _inherited: list[dict[str, Session]] = []
 
 def _forget() -> None:
     """In a forked child: the parent's sockets are not ours to use, nor its login to end."""
-    global _lock, _sessions
+    global _lock, _connecting, _sessions
     _inherited.append(_sessions)
-    _lock, _sessions = threading.Lock(), {}
+    _lock, _connecting, _sessions = threading.Lock(), {}, {}
 
 
 os.register_at_fork(after_in_child=_forget)

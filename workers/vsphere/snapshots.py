@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote
 
 from pyVmomi import vim, vmodl
 
 from workers.errors import Refused, Transient
 from workers.models import SnapshotNode
+from workers.vsphere.hardware import spelled
 from workers.vsphere.inventory import snapshot_nodes
 from workers.vsphere.refusals import as_error, refused_to, words
 from workers.vsphere.session import WAIT, Session
@@ -76,7 +78,7 @@ def _not_quiesced(fault: Any) -> str:
 
 def _take(s: Session, vm: Any, name: str, description: str, *, off: bool, quiesce: bool, wait: float) -> Taken:
     text = description + _WAS_OFF if off else description
-    ref = s.wait(vm.CreateSnapshot_Task(name=name, description=text, memory=False, quiesce=quiesce), wait)
+    ref = s.wait(vm.CreateSnapshot_Task(name=spelled(name), description=text, memory=False, quiesce=quiesce), wait)
     after = s.read(vm, "snapshot", "runtime.powerState")
     node = next((n for n in _named(after.get("snapshot"), name) if n.snapshot == ref), None)
     if node is None:
@@ -100,7 +102,7 @@ def _named(tree: Any, name: str) -> list[Any]:
     found = []
     while waiting:
         node = waiting.pop(0)
-        if node.name == name:
+        if unquote(node.name) == name:
             found.append(node)
         waiting += node.childSnapshotList or ()
     return found
@@ -153,8 +155,3 @@ def _consolidate(s: Session, vm: Any, wait: float) -> None:
                 f"the disks of the VM {vm._GetMoId()} still need consolidation ({s}); something holds a file of it, "
                 "e.g. a backup program: end that, then consolidate them in vCenter"
             )
-
-
-def change_version(s: Session, vm_moref: str) -> str:
-    with refused_to(f"read the VM {vm_moref} ({s})"):
-        return str(s.read(s.vm(vm_moref), "config.changeVersion")["config.changeVersion"])

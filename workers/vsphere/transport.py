@@ -196,6 +196,8 @@ class Stub(SoapStubAdapter):  # type: ignore[misc]
         """Log in, unless another thread did since the caller saw login number `seen`."""
         with self._logging_in:
             if seen is None or seen == self._logins:
+                # A login within a session that still lives is refused like a wrong password: begin without its cookie.
+                self.SetSessionId(None)
                 self._login(self)
                 self._logins += 1
 

@@ -1,4 +1,8 @@
-"""Bringing a catalogue's tables to the version of this program, with Alembic and without its configuration file."""
+"""Bringing a catalogue's tables to the version of this program, with Alembic and without its configuration file.
+
+A new version is a file of its own in `versions`, which repeats the definitions it needs: schema.py goes on changing, a
+migration never does. tests/catalogue/test_schema.py fails until the two agree, and its output names the difference.
+"""
 
 from __future__ import annotations
 

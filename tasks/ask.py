@@ -1,0 +1,117 @@
+"""Backups and syncs on request: the runs are requested, sent, and followed if somebody waits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from kombu.exceptions import OperationalError
+
+from tasks import backup as backup_tasks
+from tasks import replicate as sync_tasks
+from tasks import show, tables
+from tasks.app import adhoc_queue, here
+from tasks.dispatch import discover, send_requested
+from tasks.follow import follow
+from workers import dispatch, replicate
+from workers.errors import BadInput, BrokerUnreachable, NotFound
+from workers.models import RunState
+
+#: seconds to wait for the sites to say whether they have a VM that nobody knows
+LOOK_FOR = 20
+
+
+def backup(vms: Sequence[str], *, wait: bool, as_json: bool) -> None:
+    _known(vms)
+    _request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
+
+
+def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, as_json: bool) -> None:
+    _known(vms)
+
+    def ask(vm: str) -> list[Any]:
+        return sync_tasks.request_runs(vm, discard_changes=discard_changes)
+
+    _request(vms, ask, wait=wait, as_json=as_json)
+
+
+def plan(vms: Sequence[str], *, discard_changes: bool, as_json: bool) -> None:
+    """What a sync would do now, and why. Nothing is requested."""
+    _known(vms)
+    plans = []
+    for vm in vms:
+        pairs = [pair for member in dispatch.find(here(), vm) if (pair := dispatch.pair_of(here(), member)) is not None]
+        if not pairs:
+            raise BadInput(f"the VM {vm} is backed up but not replicated: set groups.<name>.target")
+        for pair in pairs:
+            made = replicate.preview(here(), pair, discard=discard_changes)
+            plans.append((f"{pair.site}/{pair.replica_name}", made))
+    if as_json:
+        return show.as_json([{"replica": name, **made.model_dump(mode="json")} for name, made in plans])
+    for name, made in plans:
+        tables.plan(made, name)
+
+
+def _request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
+    made = [each for vm in dict.fromkeys(vms) for each in ask(vm)]
+    said = send_requested(made)
+    if wait:
+        return _wait([each["run"] for each in said], as_json=as_json)
+    if as_json:
+        return show.as_json(said)
+    for each in said:
+        joined = f"joined, it is {each['state']}" if each["joined"] else "requested"
+        show.say(f"{each['kind']} of {each['vm']}: run {each['run']} {joined}")
+    show.say(f"follow it with `understudy show {said[0]['run']}`, or all with `understudy status`")
+
+
+def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
+    try:
+        ended = follow(here(), run_ids, quiet=as_json)
+    except KeyboardInterrupt:
+        show.complain(f"not waiting any more; the runs go on: {', '.join(run_ids)} (`understudy show RUN`)")
+        raise typer.Exit(130) from None
+    if as_json:
+        show.as_json(ended)
+    else:
+        tables.runs(ended)
+    failed = [run for run in ended if run.state is RunState.FAILED]
+    for run in failed:
+        show.complain(f"understudy: {run.kind} of {run.vm} failed: {run.error}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _known(vms: Sequence[str]) -> None:
+    """That each name is of a VM under a policy. For one that nobody knows, all sites are asked what they have."""
+    for vm in vms:
+        try:
+            dispatch.find(here(), vm)
+        except NotFound:
+            _look_for(vm)
+
+
+def _look_for(vm: str) -> None:
+    """Return when the catalogue knows the VM; its `NotFound` when the sites have answered, or have had their time."""
+    try:
+        asked = [
+            discover.apply_async(kwargs={"site": site}, queue=adhoc_queue(site), expires=LOOK_FOR)
+            for site in here().settings.sites
+        ]
+    except (OperationalError, OSError) as err:
+        raise BrokerUnreachable(
+            f"no VM {vm!r} is known, and the sites can not be asked for it: Redis does not answer. "
+            "Start it, or correct `redis` in the configuration"
+        ) from err
+    deadline = time.monotonic() + LOOK_FOR
+    while True:
+        answered = all(each.ready() for each in asked)  # before the look: what they found is then in the catalogue
+        try:
+            dispatch.find(here(), vm)
+            return
+        except NotFound:
+            if answered or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)

@@ -1,0 +1,60 @@
+"""The lab's hand in its vCenters: build source VMs, find them, and use the simulator's control endpoint."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+from workers.models import Controller, Disk, Nic, VmConfig, VmState
+from workers.vsphere import inventory, power, replica
+from workers.vsphere.building import ReplicaSpec
+from workers.vsphere.session import Session
+
+
+def build(session: Session, name: str, sizes: Sequence[int], *, datastore: str, network: str) -> VmState:
+    """A VM with empty disks of so many bytes, powered off; one that is there already is left as it is."""
+    disks = tuple(
+        Disk(
+            id=f"lab-{number}",
+            key=2000 + number,
+            label=f"Hard disk {number + 1}",
+            capacity=size,
+            controller=1000,
+            unit=number,
+            file="",
+        )
+        for number, size in enumerate(sizes)
+    )
+    config = VmConfig(
+        name=name,
+        guest_id="debian10_64Guest",
+        hardware_version="vmx-13",
+        cpus=2,
+        memory_mib=1024,
+        controllers=(Controller(kind="pvscsi", key=1000, bus=0),),
+        disks=disks,
+        nics=(Nic(kind="vmxnet3", key=4000, network=network, mac=""),),
+    )
+    spec = ReplicaSpec(name=name, mark="lab", config=config, datastore=datastore, mac="generate")
+    built = replica.create(session, spec)
+    return inventory.vm_state(session, built.moref)
+
+
+def power_on(session: Session, state: VmState) -> None:
+    power.power_on(session, state.identity.moref)
+
+
+def find(session: Session, name: str) -> VmState:
+    return inventory.vm_state(session, inventory.find_vm(session, name).identity.moref)
+
+
+def control(url: str, order: dict[str, Any]) -> Any:
+    """What the simulator does on demand (deploy/simulator/README.md): guest writes, faults, lost change tracking."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # loopback, and the lab's own process
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    with opener.open(urllib.request.Request(url, data=json.dumps(order).encode()), timeout=60) as answer:
+        return json.load(answer)

@@ -1,0 +1,43 @@
+"""The command `understudy` inside the test's own process: quicker than one of its own, for what only looks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from tasks import app as celery_app
+from tasks import cli
+
+
+def run(*arguments: str) -> int:
+    """Its exit code; what it prints goes where this process prints."""
+    try:
+        cli.main(list(arguments))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Nothing that was configured before is known inside, nor afterwards what was configured inside."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    _forget()
+    try:
+        yield
+    finally:
+        _forget()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        structlog.reset_defaults()
+
+
+def _forget() -> None:
+    for here in celery_app._here.values():
+        here.catalogue.close()
+    celery_app._here.clear()
+    celery_app.configured.cache_clear()

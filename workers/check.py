@@ -1,0 +1,160 @@
+"""Would it work? Each thing that the configuration names is looked at from this machine, and said to be well or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from workers import dispatch
+from workers.catalogue import Catalogue
+from workers.errors import NotFound, UnderstudyError
+from workers.models import Model
+from workers.run import Here
+from workers.settings import RecoveryTarget, Settings, seconds
+from workers.store import Store
+from workers.vsphere import inventory
+from workers.vsphere.placement import find_place
+from workers.vsphere.session import connect
+
+
+class Finding(Model):
+    """`note`: worth knowing, but it may be meant so, or be well elsewhere."""
+
+    what: str
+    result: Literal["ok", "note", "failed"]
+    sentence: str
+
+
+class _Note(UnderstudyError):
+    """Raised by a look that found something worth knowing."""
+
+
+def probe(what: str, look: Callable[[], str]) -> Finding:
+    """What `look` says, or the error that it ends with: one failure must not hide what comes after it."""
+    try:
+        return Finding(what=what, result="ok", sentence=look())
+    except _Note as note:
+        return Finding(what=what, result="note", sentence=str(note))
+    except UnderstudyError as err:
+        return Finding(what=what, result="failed", sentence=str(err))
+    except OSError as err:
+        return Finding(what=what, result="failed", sentence=f"{err.filename or what}: {err.strerror or err}")
+
+
+def catalogue(settings: Settings) -> tuple[Finding, Catalogue | None]:
+    """The open catalogue, when there is one."""
+    opened: list[Catalogue] = []
+
+    def look() -> str:
+        opened.append(Catalogue.open(settings.catalogue))
+        return f"{opened[0]}, realm {opened[0].realm}"
+
+    found = probe("catalogue", look)
+    return found, opened[0] if found.result == "ok" else None
+
+
+def stores(settings: Settings) -> Iterator[Finding]:
+    for name, store in settings.stores.items():
+        yield probe(f"store {name}", partial(_store, store.path))
+
+
+def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[Finding]:
+    """Log in at each, read its inventory (into the catalogue, where there is one), and look at its datastores."""
+    for name in names:
+        login = probe(f"site {name}", partial(_inventory, settings, name, here))
+        yield login
+        for datastore in settings.sites[name].datastores:
+            look = partial(_datastore, settings, name, datastore, ask=login.result == "ok")
+            yield probe(f"datastore {name}/{datastore}", look)
+
+
+def targets(settings: Settings, names: list[str]) -> Iterator[Finding]:
+    """That a VM could be built at each recovery target of these sites."""
+    for name, target in settings.targets.items():
+        if target.site in names:
+            yield probe(f"target {name}", partial(_target, settings, target))
+
+
+def groups(here: Here) -> Iterator[Finding]:
+    """That each group covers something that the inventory knows."""
+    covered: dict[str, int] = dict.fromkeys(here.settings.groups, 0)
+    for member in dispatch.members(here):
+        covered[member.name] += 1
+    for name, count in covered.items():
+        patterns = ", ".join(here.settings.groups[name].vms)
+        if count:
+            yield Finding(what=f"group {name}", result="ok", sentence=f"covers {count} VMs ({patterns})")
+        else:
+            sentence = (
+                f"covers no VM at {here.settings.groups[name].source} that is known: {patterns or 'nothing named'}"
+            )
+            yield Finding(what=f"group {name}", result="note", sentence=sentence)
+
+
+def _store(path: Path) -> str:
+    store = Store.open(path)
+    if not os.access(path, os.W_OK):
+        raise NotFound(f"the store {path} may not be written to by this user; check the rights on its folder")
+    return f"{path}, {len(store.vms())} VMs, {_gib(shutil.disk_usage(path).free)} free"
+
+
+def _inventory(settings: Settings, name: str, here: Here | None) -> str:
+    site = settings.sites[name]
+    if here is not None:
+        return f"{site.vcenter}, {dispatch.discover(here, name)} VMs"
+    return f"{site.vcenter}, {len(inventory.list_vms(connect(name, site)))} VMs (not recorded: there is no catalogue)"
+
+
+def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> str:
+    site = settings.sites[name]
+    path = site.datastores[datastore]
+    free = inventory.datastore_free(connect(name, site), datastore) if ask else None
+    elsewhere = f"if site {name}'s workers are other machines, run `understudy check --site {name}` there"
+    if not path.is_dir():
+        raise NotFound(
+            f"{path} (sites.{name}.datastores.{datastore}) is not a folder on this machine: mount it; {elsewhere}"
+        )
+    written = any((target.site, target.datastore) == (name, datastore) for target in settings.targets.values())
+    if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if written else 0)):
+        what = "read and written" if written else "read"
+        raise NotFound(f"{path} may not be {what} by this user; check the rights and the export's options")
+    if not any(path.iterdir()):
+        raise _Note(f"{path} is empty: is the datastore {datastore} really mounted there?")
+    return str(path) if free is None else f"{path}, {_gib(free)} free"
+
+
+def _target(settings: Settings, target: RecoveryTarget) -> str:
+    site = settings.sites[target.site]
+    if target.datastore not in site.datastores:
+        raise NotFound(
+            f"the datastore {target.datastore} of this recovery target is not among sites.{target.site}.datastores "
+            f"({', '.join(sorted(site.datastores)) or 'none'}); say where its workers have it mounted"
+        )
+    find_place(
+        connect(target.site, site),
+        name=f"{target.prefix}check{target.suffix}",
+        datastore=target.datastore,
+        compute=target.compute,
+        pool=target.pool,
+        folder=target.folder,
+        networks=sorted(set(target.networks.values())),
+    )
+    return f"{target.site}: {target.compute or 'the only cluster'}, datastore {target.datastore}"
+
+
+def intervals(settings: Settings) -> Finding:
+    """Settings that fit together badly."""
+    tuning = settings.tuning
+    if seconds(tuning.vcenter_wait) >= seconds(tuning.slice_time):
+        sentence = f"vcenter_wait ({tuning.vcenter_wait}) should be below slice_time ({tuning.slice_time})"
+        return Finding(what="configuration", result="note", sentence=sentence)
+    names = f"{len(settings.sites)} sites, {len(settings.stores)} stores, {len(settings.groups)} groups"
+    return Finding(what="configuration", result="ok", sentence=names)
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"

@@ -1,0 +1,189 @@
+"""A replica in the hands of a claimed run: its cursor by compare-and-set, its disks locked, its seal."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from workers import faults, plan
+from workers.disks.file import Descriptor, FileLock, datastore_file
+from workers.errors import FencedOut
+from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
+from workers.replica import CURSOR, Replica
+from workers.run import Live
+from workers.settings import seconds
+from workers.vsphere import inventory, replica, snapshots
+
+
+class HeldReplica(Replica):
+    """What every step of a sync needs. Nothing here may be used by a worker that does not hold the run."""
+
+    def __init__(self, live: Live, pair: Pair) -> None:
+        self.live = live
+        super().__init__(live.here, pair, goal=live.recall("point"), discard=live.recall("discard") is not None)
+
+    def _note(self, reason: str) -> None:
+        self.live.note(reason)
+
+    def committed_by(self, run_id: str) -> bool:
+        return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
+
+    def conclude(self) -> RunReport:
+        """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""
+        assert self.cursor is not None and self.goal is not None and self.state is not None
+        with self._locked():
+            self.live.check()
+            self._reread()
+            self._seal(self.cursor)
+        replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
+        point = self._sync_point(self.cursor)
+        report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
+        faults.at("catalogue.before")
+        point = self.here.catalogue.commit_sync(
+            self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read
+        )
+        faults.at("catalogue.after")
+        self._unpin_others(point.point)
+        return report.model_copy(update={"sync_point": point})
+
+    def _seal(self, cursor: Cursor) -> None:
+        """The integrity snapshot, named after the sync point; made once."""
+        assert self.state is not None and cursor.base is not None
+        name = plan.seal_name(cursor.realm, cursor.pair, cursor.base)
+        if any(s.name == name for s in self.state.snapshots):
+            return
+        faults.at("seal.before")
+        snapshots.create(
+            self.session,
+            self.state.identity.moref,
+            name,
+            f"Integrity snapshot of {self.pair.vm}: nobody but Understudy changed the disks while it stands alone",
+            quiesce=False,
+            wait=self._patience(),
+        )
+        faults.at("seal.after")
+
+    def _cursor(
+        self,
+        *,
+        state: Literal["committed", "applying"],
+        base: str | None,
+        targets: tuple[str, ...],
+        content: str,
+        disks: str,
+        fresh: tuple[str, ...] = (),
+        compare: str = "",
+        vm: str | None = None,
+        data_time: datetime | None = None,
+    ) -> Cursor:
+        if vm is None:
+            assert self.state is not None
+            vm = self.state.identity.instance_uuid
+        return Cursor(
+            realm=self.here.catalogue.realm,
+            pair=self.pair.id,
+            fence=self.live.run.fence,
+            state=state,
+            base=base,
+            targets=targets,
+            run=self.live.run.id,
+            nonce=nonce(),
+            store=self.store.id,
+            source=self.pair.source,
+            vcenter=self.session.vcenter,
+            vm=vm,
+            disks=disks,
+            content=content,
+            fresh=fresh,
+            compare=compare,
+            data_time=data_time or (self.cursor.data_time if self.cursor else None),
+        )
+
+    def _write(self, cursor: Cursor) -> None:
+        """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
+        assert self.state is not None
+        self.live.check()
+        before = self._read_cursor(self.state)
+        if before is not None and before.fence > cursor.fence:
+            raise FencedOut(
+                f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "
+                "a newer run owns the replica"
+            )
+        if before is not None and self.cursor is not None and before.nonce != self.cursor.nonce:
+            raise FencedOut(f"the cursor of {self.pair.replica_name} was written by another execution of this run")
+        replica.write_cursor(
+            self.session,
+            self.state.identity.moref,
+            CURSOR,
+            cursor.model_dump_json(exclude_defaults=True),
+            self.state.change_version,
+            wait=self._patience(),
+        )
+        self.cursor = cursor
+        self._reread()
+
+    def _reread(self, moref: str | None = None) -> None:
+        if moref is None:
+            assert self.state is not None
+            moref = self.state.identity.moref
+        self.state = inventory.vm_state(self.session, moref)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The whole-disk lock on every disk of the replica, in one order."""
+        with ExitStack() as stack:
+            for path in sorted({self._base(disk) for disk in self._disks().values()}):
+                stack.enter_context(FileLock(path).lock(0, 0, wait=self._wait()))
+            yield
+
+    def _base(self, disk: Disk) -> Path:
+        return Descriptor(datastore_file(self.site.datastores, disk.parent or disk.file)).flat
+
+    def _path(self, disk: Disk) -> Path:
+        return datastore_file(self.site.datastores, disk.file)
+
+    def _patience(self) -> float:
+        """How long one vCenter task is waited for before the run comes back later."""
+        return float(seconds(self.here.settings.tuning.vcenter_wait))
+
+    def _wait(self) -> float:
+        return float(seconds(self.here.settings.tuning.lock_wait))
+
+    def _holder(self) -> str:
+        return f"{self.here.catalogue.realm}:{self.pair.id}"
+
+    def _unpin_others(self, kept: str) -> None:
+        for point, holders in self.store.pins(self.pair.source).items():
+            if point != kept and self._holder() in holders:
+                self.store.unpin(self.pair.source, point, self._holder())
+
+    def _witness(self, cursor: Cursor) -> str:
+        """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""
+        return f"{cursor.realm} {cursor.pair} fence={cursor.fence} generation={self.pair.generation} base={cursor.base}"
+
+    def _sync_point(self, cursor: Cursor) -> SyncPoint:
+        assert cursor.base is not None and self.state is not None
+        found = next((p for p in self.points if p.id == cursor.base), None)
+        before = self.here.catalogue.sync_point(self.pair.id)
+        return SyncPoint(
+            run=cursor.run,
+            pair=self.pair.id,
+            vm=self.pair.vm,
+            replica=self.pair.replica_name,
+            point=cursor.base,
+            parent=before.point if before is not None and before.point != cursor.base else None,
+            fence=cursor.fence,
+            data_time=cursor.data_time or (found.data_time if found else self.here.catalogue.now()),
+            committed=self.here.catalogue.now(),
+            mode=self.decision.mode if self.decision.mode != "nothing" else "delta",
+            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else {},
+            written=0,
+        )
+
+
+def nonce() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,124 @@
+"""The restore points of a VM as its stores have them, and what keeps each of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from datetime import datetime
+
+from workers.catalogue import PointSummary
+from workers.errors import NotFound, UnderstudyError
+from workers.models import Model, Pair, PointDisk, RestorePoint
+from workers.run import Here
+from workers.store import Store
+
+
+class KeptDisk(Model):
+    label: str
+    mode: str
+    reason: str
+    capacity: int
+    read: int
+    changed: int
+    stored: int
+
+
+class Kept(Model):
+    """A restore point. `disks` and `held_by` are empty when its store can not be read from here; `remark` says so."""
+
+    store: str
+    id: str
+    seq: int
+    parent: str | None
+    data_time: datetime
+    consistency: str
+    capacity: int
+    read: int
+    changed: int
+    stored: int
+    disks: tuple[KeptDisk, ...] = ()
+    #: replicas that need it, and other holders of pins
+    held_by: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    remark: str = ""
+
+
+def kept(here: Here, name: str) -> list[Kept]:
+    """By store and number. Raises `NotFound` when no VM of that name or instance UUID was ever seen."""
+    uuids = _uuids(here, name)
+    pairs = here.catalogue.pairs()
+    holders = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
+    found = []
+    for store, configured in here.settings.stores.items():
+        for uuid in uuids:
+            try:
+                opened = Store.open(configured.path)
+                pins = opened.pins(uuid)
+                found += [_of_store(store, point, holders, pins) for point in opened.points(uuid)]
+            except UnderstudyError as err:
+                remark = f"the store {store} can not be read from here ({err}); this is what the catalogue knows of it"
+                found += [_of_catalogue(point, remark) for point in here.catalogue.points(uuid, store)]
+    return found
+
+
+def _uuids(here: Here, name: str) -> list[str]:
+    known = [vm.identity for vm in here.catalogue.inventory()]
+    found = [vm.instance_uuid for vm in known if name in (vm.name, vm.instance_uuid)]
+    # A VM that was renamed is still found by the name that its points have.
+    found += [point.vm for point in here.catalogue.newest_points() if name in (point.name, point.vm)]
+    if not found:
+        near = difflib.get_close_matches(name, [vm.name for vm in known], n=3)
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise NotFound(f"no VM {name!r} is known ({len(known)} VMs are){hint}")
+    return list(dict.fromkeys(found))
+
+
+def _replica(pair: Pair) -> str:
+    return f"{pair.site}/{pair.replica_name}"
+
+
+def _of_store(store: str, point: RestorePoint, holders: Mapping[str, str], pins: Mapping[str, set[str]]) -> Kept:
+    held = sorted(holders.get(holder, holder) for holder in pins.get(point.id, set()))
+    return Kept(
+        store=store,
+        id=point.id,
+        seq=point.seq,
+        parent=point.parent,
+        data_time=point.data_time,
+        consistency=point.consistency,
+        capacity=sum(part.disk.capacity for part in point.disks),
+        read=sum(part.read for part in point.disks),
+        changed=sum(part.changed for part in point.disks),
+        stored=sum(part.stored for part in point.disks),
+        disks=tuple(_disk(part) for part in point.disks),
+        held_by=tuple(held),
+        notes=point.notes,
+    )
+
+
+def _disk(part: PointDisk) -> KeptDisk:
+    return KeptDisk(
+        label=part.disk.label,
+        mode=part.mode,
+        reason=part.reason,
+        capacity=part.disk.capacity,
+        read=part.read,
+        changed=part.changed,
+        stored=part.stored,
+    )
+
+
+def _of_catalogue(point: PointSummary, remark: str) -> Kept:
+    return Kept(
+        store=point.store,
+        id=point.id,
+        seq=point.seq,
+        parent=point.parent,
+        data_time=point.data_time,
+        consistency=point.consistency,
+        capacity=point.capacity,
+        read=point.read,
+        changed=point.changed,
+        stored=point.stored,
+        remark=remark,
+    )

@@ -1,0 +1,125 @@
+"""A snapshot of a source VM as the point of a backup: made once per run, found again by its later messages."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import cast
+
+from workers import faults
+from workers.disks.file import FileReader, datastore_file
+from workers.errors import ChangeTrackingUnusable, NotFound, Refused, UnderstudyError
+from workers.models import Consistency, Disk, VmConfig, VmState
+from workers.point import Reader
+from workers.run import Live
+from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere.session import Session
+
+
+def snapshot_name(realm: str, run_id: str) -> str:
+    return f"{_prefix(realm)}{run_id}"
+
+
+def _prefix(realm: str) -> str:
+    return f"understudy/{realm[:8]}/backup/"
+
+
+class SnapshotPoint:
+    """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
+
+    def __init__(
+        self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
+    ) -> None:
+        self.live = live
+        self.session = session
+        self.state = state
+        self.moref = moref
+        self.consistency = consistency
+        self.taken = taken
+        self.mounts = live.here.settings.sites[live.run.site].datastores
+        self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
+        self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
+
+    @classmethod
+    def take(cls, live: Live, session: Session, uuid: str, *, quiesce: bool) -> SnapshotPoint:
+        """The run's snapshot: the one that an earlier message made, or a new one."""
+        state = _state(session, uuid, live.run.vm)
+        vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
+        found = snapshots.find(session, vm, name)
+        known = live.recall("snapshot")
+        if known is not None:
+            if found != known:
+                live.note(f"started again: the snapshot {known} of this run is gone")
+                live.forget_slices()
+                live.remember(snapshot=None)
+            else:
+                consistency = cast(Consistency, live.recall("consistency"))
+                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+        remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
+        try:
+            if changes.enable(session, _state(session, uuid, live.run.vm)):
+                live.note("change tracking was off and has been enabled; this run reads the whole disks")
+        except ChangeTrackingUnusable as err:
+            live.note(f"change tracking stays off: {err}")
+        faults.at("snapshot.before")
+        taken = live.here.catalogue.now()
+        moref, consistency, notes = snapshots.create(
+            session,
+            vm,
+            name,
+            f"Understudy backup of {live.run.vm}",
+            quiesce=quiesce,
+        )
+        faults.at("snapshot.after")
+        live.note(*notes)
+        live.remember(snapshot=moref, consistency=consistency, taken=taken.isoformat())
+        return cls(live, session, _state(session, uuid, live.run.vm), moref, consistency, taken)
+
+    def reader(self, disk: str) -> Reader:
+        return FileReader(datastore_file(self.mounts, self.disks[disk].file))
+
+    def still_there(self) -> bool:
+        name = snapshot_name(self.live.here.catalogue.realm, self.live.run.id)
+        return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
+
+    def nvram(self) -> str | None:
+        """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
+        try:
+            file = inventory.nvram_path(self.session, self.state.identity.moref)
+            if file is None:
+                return None
+            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
+        except (UnderstudyError, OSError) as err:
+            self.live.note(
+                f"the NVRAM was not read ({err}); a VM built from this point starts with empty firmware settings"
+            )
+            return None
+
+
+def _state(session: Session, uuid: str, name: str) -> VmState:
+    found = inventory.find_uuid(session, uuid)
+    if found is None:
+        raise NotFound(
+            f"the VM {name} ({uuid}) is not in this vCenter any more; its restore points stay. "
+            "If it was created again, the new VM has another identity: back that one up by its name"
+        )
+    state = inventory.vm_state(session, found.identity.moref)
+    if state.config.template:
+        raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
+    return state
+
+
+def remove_snapshots(live: Live, session: Session, uuid: str) -> None:
+    """All backup snapshots of our realm on this VM: at most one run is live per chain, so none of them is needed."""
+    found = inventory.find_uuid(session, uuid)
+    if found is None:
+        return
+    prefix = _prefix(live.here.catalogue.realm)
+    for node in inventory.vm_state(session, found.identity.moref).snapshots:
+        if node.name.startswith(prefix):
+            snapshots.remove(session, found.identity.moref, node.moref)
+
+
+def _time(text: str | None) -> datetime:
+    assert text is not None
+    return datetime.fromisoformat(text)
