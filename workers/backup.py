@@ -20,6 +20,7 @@ from workers.errors import (
     NotFound,
     Refused,
     SnapshotLost,
+    TaskStillRunning,
     Transient,
     UnderstudyError,
 )
@@ -37,7 +38,7 @@ from workers.models import (
     VmState,
 )
 from workers.point import Reader
-from workers.run import Here, Live, OutOfTime, execute
+from workers.run import Here, Live, OutOfTime, execute, storage_in_words
 from workers.settings import Group
 from workers.store import Store, StoreWriter
 from workers.store.layout import SEGMENT
@@ -76,9 +77,7 @@ def _backup(live: Live) -> RunReport:
     newest = store.newest(uuid)
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
-        report = _committed(live, store_name, newest)
-        _remove_snapshots(live, session, uuid)
-        return report
+        return _committed(live, session, store_name, newest)
     while True:
         point = SnapshotPoint.take(live, session, uuid)
         try:
@@ -89,8 +88,11 @@ def _backup(live: Live) -> RunReport:
             live.note(f"started again from a new snapshot: {err}")
             live.forget_slices()
             live.remember(snapshot=None)
-    _remove_snapshots(live, session, uuid)
-    _retire(live, store, store_name, uuid)
+    try:
+        with storage_in_words():
+            _retire(live, store, store_name, uuid)
+    except UnderstudyError as err:  # the backup has succeeded all the same
+        live.note(f"old restore points are left for the next backup to retire: {err}")
     return report
 
 
@@ -99,7 +101,7 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, FencedOut, SnapshotLost):
+    except (OutOfTime, Transient, FencedOut, SnapshotLost, OSError):
         raise  # the run goes on later, or is not ours any more
     except Exception:
         try:
@@ -361,7 +363,7 @@ class Chain:
         faults.at("manifest.before")
         self.writer.commit(restore_point)
         faults.at("manifest.after")
-        return _committed(self.live, self.store_name, restore_point)
+        return _committed(self.live, self.point.session, self.store_name, restore_point)
 
     def _point_disk(self, disk: Disk, made: list[Slice]) -> PointDisk:
         """The parent's segments, with those that this run made in their places."""
@@ -384,9 +386,14 @@ class Chain:
         )
 
 
-def _committed(live: Live, store_name: str, point: RestorePoint) -> RunReport:
-    """The manifest is in the store: tell the catalogue. Repeatable."""
+def _committed(live: Live, session: Session, store_name: str, point: RestorePoint) -> RunReport:
+    """The manifest is in the store: tell the catalogue, and remove the snapshot while the run lives, so that a failure
+    to do so is tried again and not forgotten. Repeatable."""
     live.here.catalogue.record_point(store_name, point)
+    try:
+        _remove_snapshots(live, session, point.vm.instance_uuid)
+    except TaskStillRunning as err:
+        live.note(f"the snapshot is being removed, which may take hours and needs nobody: {err}")
     mode = "full" if point.parent is None else "incremental"
     report = live.report("succeeded", f"{mode} backup, {point.consistency}", point.id)
     return live.finish(RunState.SUCCEEDED, report)
