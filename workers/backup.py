@@ -15,6 +15,7 @@ from workers.errors import (
     FencedOut,
     Refused,
     SnapshotLost,
+    TaskStillRunning,
     Transient,
     UnderstudyError,
 )
@@ -29,7 +30,7 @@ from workers.models import (
     Slice,
 )
 from workers.point import Reader
-from workers.run import Here, Live, OutOfTime, execute
+from workers.run import Here, Live, OutOfTime, execute, storage_in_words
 from workers.settings import Group
 from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
 from workers.store import Store, StoreWriter
@@ -61,9 +62,7 @@ def _backup(live: Live) -> RunReport:
     newest = store.newest(uuid)
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
-        report = _committed(live, store_name, newest)
-        remove_snapshots(live, session, uuid)
-        return report
+        return _committed(live, session, store_name, newest)
     while True:
         point = SnapshotPoint.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
         try:
@@ -74,8 +73,11 @@ def _backup(live: Live) -> RunReport:
             live.note(f"started again from a new snapshot: {err}")
             live.forget_slices()
             live.remember(snapshot=None)
-    remove_snapshots(live, session, uuid)
-    _retire(live, store, store_name, uuid)
+    try:
+        with storage_in_words():
+            _retire(live, store, store_name, uuid)
+    except UnderstudyError as err:  # the backup has succeeded all the same
+        live.note(f"old restore points are left for the next backup to retire: {err}")
     return report
 
 
@@ -84,7 +86,7 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, FencedOut, SnapshotLost):
+    except (OutOfTime, Transient, FencedOut, SnapshotLost, OSError):
         raise  # the run goes on later, or is not ours any more
     except Exception:
         try:
@@ -282,7 +284,7 @@ class Chain:
         faults.at("manifest.before")
         self.writer.commit(restore_point)
         faults.at("manifest.after")
-        return _committed(self.live, self.store_name, restore_point)
+        return _committed(self.live, self.point.session, self.store_name, restore_point)
 
     def _point_disk(self, disk: Disk, made: list[Slice]) -> PointDisk:
         """The parent's segments, with those that this run made in their places."""
@@ -305,9 +307,14 @@ class Chain:
         )
 
 
-def _committed(live: Live, store_name: str, point: RestorePoint) -> RunReport:
-    """The manifest is in the store: tell the catalogue. Repeatable."""
+def _committed(live: Live, session: Session, store_name: str, point: RestorePoint) -> RunReport:
+    """The manifest is in the store: tell the catalogue, and remove the snapshot while the run lives, so that a failure
+    to do so is tried again and not forgotten. Repeatable."""
     live.here.catalogue.record_point(store_name, point)
+    try:
+        remove_snapshots(live, session, point.vm.instance_uuid)
+    except TaskStillRunning as err:
+        live.note(f"the snapshot is being removed, which may take hours and needs nobody: {err}")
     mode = "full" if point.parent is None else "incremental"
     report = live.report("succeeded", f"{mode} backup, {point.consistency}", point.id)
     return live.finish(RunState.SUCCEEDED, report)

@@ -56,6 +56,8 @@ class ReplicaTarget(HeldReplica):
             self._begin()
         assert self.state is not None
         if self.pair.replica != self.state.identity.instance_uuid:
+            if self.pair.replica is not None:  # it was looked for and is gone from its vCenter
+                self.here.catalogue.set_replica(self.pair.id, None)
             self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
         with self._locked():
             self._unseal()

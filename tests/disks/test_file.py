@@ -188,8 +188,11 @@ def test_after_a_failed_sync_no_later_one_may_succeed(tmp_path: Path, monkeypatc
     writer = FileWriter(make(tmp_path, "a"))
     real = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda fd: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    advised: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, offset, length, advice: advised.append(advice))
     with pytest.raises(Exception, match="Input/output error"):
         writer.flush()
+    assert advised == [os.POSIX_FADV_DONTNEED], "a compare would read what the disk does not have"
     monkeypatch.setattr(os, "fdatasync", real)
     with pytest.raises(OSError, match="Input/output error"):
         writer.flush()

@@ -35,6 +35,7 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 #: pwritev takes at most IOV_MAX buffers
 _IOV_MAX = 1024
 _NO_PARENT = "ffffffff"
+_ON_A_SNAPSHOT = "stands on a snapshot; the file carrier reads only a base disk: remove the VM's other snapshots first"
 
 
 def datastore_file(mounts: Mapping[str, Path], file: str) -> Path:
@@ -67,6 +68,8 @@ class Descriptor:
                 f"the disk {path} does not exist on this worker's mount; check that the datastore is mounted"
             ) from err
         extents = re.findall(r'^RW (\d+) (\w+) "([^"]+)"', self.text, re.MULTILINE)
+        if self.has_parent and (len(extents) != 1 or extents[0][1] not in ("VMFS", "FLAT")):
+            raise Refused(f"{path} {_ON_A_SNAPSHOT}")
         if len(extents) != 1 or extents[0][1] not in ("VMFS", "FLAT"):
             raise Refused(f"the disk {path} is not one flat file; the file carrier reads and writes only those")
         self.size = int(extents[0][0]) * 512
@@ -120,10 +123,7 @@ class FileReader:
     def __init__(self, descriptor: Path) -> None:
         found = Descriptor(descriptor)
         if found.has_parent:
-            raise Refused(
-                f"{descriptor} stands on a snapshot; the file carrier reads only a base disk: "
-                "remove the VM's other snapshots first"
-            )
+            raise Refused(f"{descriptor} {_ON_A_SNAPSHOT}")
         self.size = found.size
         self.path = found.flat
         self._fd = _open(found.flat, os.O_RDONLY)
@@ -224,6 +224,9 @@ class FileWriter(FileReader):
             os.fdatasync(self._fd)
         except OSError as err:
             self._broken = err
+            # What could not be written now counts as clean in the page cache: a compare that reads it there would
+            # find it equal and commit bytes that the disk does not have. So the next reader must ask the disk.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             with _told(self.path):
                 raise
 
