@@ -11,7 +11,7 @@ from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
 from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
-from workers.models import HardwareChange, RunReport, Slice
+from workers.models import Cursor, HardwareChange, RunReport, Slice
 from workers.point import Reader
 from workers.replica import CURSOR
 from workers.replica_held import HeldReplica, nonce
@@ -29,23 +29,31 @@ class ReplicaTarget(HeldReplica):
     def nothing_new(self) -> str | None:
         if self.decision.mode != "nothing":
             return None
-        if self.cursor is not None and self.state is not None and not self.state.snapshots:
+        if self.cursor is not None and self.cursor.state == "committed":
+            self._conclude_for_the_dead(self.cursor)
+        return self.decision.reason
+
+    def _conclude_for_the_dead(self, cursor: Cursor) -> None:
+        """What the run that committed may not have lived to do; what is done already costs nothing."""
+        assert self.state is not None and cursor.base is not None
+        if not self.state.snapshots:
             self._note("the last sync was committed but not sealed; sealed now")
             with self._locked():
-                self._seal(self.cursor)
-        if self.cursor is not None and self.cursor.base is not None:
-            known = self.here.catalogue.sync_point(self.pair.id)
-            if known is None or known.point != self.cursor.base:
-                self.here.catalogue.adopt_sync_point(self._sync_point(self.cursor))
-        return self.decision.reason
+                self._seal(cursor)
+        if self.state.witness != self._witness(cursor):
+            replica.set_witness(self.session, self.state.identity.moref, self._witness(cursor))
+        known = self.here.catalogue.sync_point(self.pair.id)
+        if known is None or known.point != cursor.base:
+            self.here.catalogue.adopt_sync_point(self._sync_point(cursor))
+        self._unpin_others(cursor.base)
 
     def take(self) -> Mapping[str, Extents]:
         assert self.goal is not None
         changes = self._hardware()
         extents = self._extents(changes)
-        if self.doubt is not None and self.live.recall("planned") is not None:
+        if self.live.recall("planned") is not None and (self.doubt is not None or not self._begun()):
             self.live.forget_slices()
-            self._note("the checkpoints of this run are given up: what the replica holds must be compared")
+            self._note("the checkpoints of this run are given up: the replica is not as they left it")
         if self.live.recall("planned") is None:
             self._explain(changes, extents)
         self.store.pin(self.pair.source, self.goal.id, self._holder())
@@ -63,6 +71,10 @@ class ReplicaTarget(HeldReplica):
             self._unseal()
             self._own(changes)
         return extents
+
+    def _begun(self) -> bool:
+        """Does the replica itself say that this run is at work on it? One that was built anew, or put back, does not."""
+        return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
 
     def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
         worded = plan.sync_plan(
@@ -113,8 +125,7 @@ class ReplicaTarget(HeldReplica):
         if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
             self.live.refence(old.fence)
         compare = self.decision.reason if self.decision.mode == "compare" else ""
-        begun = old.state == "applying" and self.goal.id in old.targets and old.run == self.live.run.id
-        if begun and bool(old.compare) == bool(compare):
+        if self._begun() and self.goal.id in old.targets and bool(old.compare) == bool(compare):
             return
         targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
         self._write(
