@@ -54,15 +54,18 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
 
 
 def _send(run: Run, producer: Any, countdown: float | None) -> None:
-    queue = adhoc_queue(run.site) if run.trigger is Trigger.AD_HOC else data_queue(run.site)
     app.send_task(
         WORK[run.kind],
         kwargs={"run": run.id, "vm": run.vm},
         kwargsrepr=f"vm={run.vm} run={run.id} trigger={run.trigger}",
-        queue=queue,
+        queue=queue_of(run),
         countdown=countdown,
         producer=producer,
     )
+
+
+def queue_of(run: Run) -> str:
+    return adhoc_queue(run.site) if run.trigger is Trigger.AD_HOC else data_queue(run.site)
 
 
 def go_on(report: RunReport) -> None:
