@@ -34,6 +34,8 @@ QUICK = {
 ASKED_ONLY = ("replicate = { after_backup = false }",)
 #: A process of this suite does something within this many seconds, also on a machine that is busy with other tests.
 PATIENCE = 90
+#: how a result is waited for; Celery's own interval of 0.5 s is long for a suite
+LOOK: dict[str, float] = {"timeout": PATIENCE, "interval": 0.05}
 
 
 class Message(NamedTuple):
@@ -167,12 +169,12 @@ class Realm:
 
     def sync(self, vm: str) -> Run:
         """An ad hoc sync, asked for by message: the run that it made."""
-        (made,) = self.ask("understudy.sync", vm=vm).get(timeout=PATIENCE)
+        (made,) = self.ask("understudy.sync", vm=vm).get(**LOOK)
         assert not made["joined"]
         return self.world.catalogue.run(made["run"])
 
     def backup(self, vm: str) -> Run:
-        (made,) = self.ask("understudy.backup", vm=vm).get(timeout=PATIENCE)
+        (made,) = self.ask("understudy.backup", vm=vm).get(**LOOK)
         assert not made["joined"]
         return self.world.catalogue.run(made["run"])
 

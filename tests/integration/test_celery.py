@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from tests import services
-from tests.integration.realm import PATIENCE, Realm
+from tests.integration.realm import LOOK, PATIENCE, Realm
 from tests.integration.world import MIB, PASSWORD
 from workers.models import RunKind, RunState, Trigger
 
@@ -51,7 +51,7 @@ def test_a_tick_puts_one_message_per_due_vm_on_its_sites_queue_and_no_other_tick
 
     realm.workers("prod")
     for message in work["data.prod"]:
-        report = realm.client.AsyncResult(message.id).get(timeout=PATIENCE)
+        report = realm.client.AsyncResult(message.id).get(**LOOK)
         assert (report["vm"], report["outcome"]) == (message.kwargs["vm"], "succeeded")
         assert world.catalogue.run(message.kwargs["run"]).point == report["point"]
     # what the backups set off waits for a worker of the other site
@@ -100,7 +100,7 @@ def test_the_main_job_runs_by_itself(make_realm: Callable[..., Realm]) -> None:
     modes = [disk.mode for point in world.store.points(pair.source) for disk in point.disks]
     assert modes[0] == "full" and set(modes[1:]) <= {"delta", "compare"} and "delta" in modes
 
-    (result,) = realm.ask("understudy.sync", vm="main").get(timeout=PATIENCE)
+    (result,) = realm.ask("understudy.sync", vm="main").get(**LOOK)
     realm.ended(world.catalogue.run(result["run"]), world.catalogue.run(result["run"]).state)
     (line,) = json.loads(realm.command("status", "--json").stdout)
     assert (line["vm"], line["state"], line["sync"]["sentence"]) == ("main", "in sync", "")
