@@ -63,6 +63,11 @@ def _backup(live: Live) -> RunReport:
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
         return _committed(live, session, store_name, newest)
+    parent = newest.id if newest is not None else ""
+    if live.recall("planned") is not None and live.recall("parent") != parent:
+        live.forget_slices()
+        live.note("the checkpoints of this run are given up: the store's newest restore point is another one now")
+    live.remember(parent=parent)
     while True:
         point = SnapshotPoint.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
         try:
@@ -159,7 +164,8 @@ class Chain:
             why = "first backup of this VM" if self.parent is None else "the disk is new since the parent point"
             self._decide(disk, "full", why)
             return allocated
-        reason = self.live.recall(f"compare {disk.id}") or self._distrust(before, disk)
+        known = self.live.recall(f"compare {disk.id}")
+        reason = known or self._distrust(before, disk)
         answer = EMPTY
         if reason is None:
             try:
@@ -170,6 +176,8 @@ class Chain:
             except ChangeTrackingUnusable as err:
                 reason = str(err)
         if reason is not None:
+            if reason != known:  # a later message may find nothing unusual any more
+                self.live.remember(**{f"compare {disk.id}": reason})
             self._decide(disk, "compare", reason)
             return allocated | self.store.allocated(before).clip(0, disk.capacity)
         self._samples[disk.id] = plan.sample(
@@ -184,9 +192,9 @@ class Chain:
             self.parent,
             before,
             disk,
-            self.point.state.host_build,
+            self.point.host_build,
             self.point.config.hardware_version,
-            plan.tree_fingerprint(self.point.state.snapshots),
+            self.point.tree,
         )
 
     def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
@@ -272,8 +280,8 @@ class Chain:
             data_time=self.point.taken,
             consistency=self.point.consistency,
             snapshot=self.point.moref,
-            tree=plan.tree_fingerprint(self.point.state.snapshots),
-            host_build=self.point.state.host_build,
+            tree=self.point.tree,
+            host_build=self.point.host_build,
             config=self.point.config,
             nvram=nvram,
             disks=tuple(

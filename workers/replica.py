@@ -35,6 +35,8 @@ class Replica:
         self.cursor = self._read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
         self.doubt: str | None = None
+        #: of the disks' contents when we looked
+        self.evidence = ""
         if self.state is not None:
             if self.cursor is None:
                 raise Foreign(
@@ -42,8 +44,8 @@ class Replica:
                     "nothing was written. Rename or remove it, and the next sync builds a new one"
                 )
             plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
-            evidence = replica.content_evidence(self.state)
-            self.doubt = plan.check_untouched(self.cursor, self.state, evidence, discard=discard)
+            self.evidence = replica.content_evidence(self.state)
+            self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, discard=discard)
         self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
 
     @staticmethod

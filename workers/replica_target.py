@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
@@ -51,10 +52,12 @@ class ReplicaTarget(HeldReplica):
         assert self.goal is not None
         changes = self._hardware()
         extents = self._extents(changes)
-        if self.live.recall("planned") is not None and (self.doubt is not None or not self._begun()):
+        situation = self._situation(extents)
+        if self.live.recall("planned") is not None and (why := self._overtaken(situation)) is not None:
             self.live.forget_slices()
-            self._note("the checkpoints of this run are given up: the replica is not as they left it")
+            self._note(f"the checkpoints of this run are given up: {why}")
         if self.live.recall("planned") is None:
+            self.live.remember(situation=situation)
             self._explain(changes, extents)
         self.store.pin(self.pair.source, self.goal.id, self._holder())
         faults.at("pin.after")
@@ -64,7 +67,7 @@ class ReplicaTarget(HeldReplica):
             self._begin()
         assert self.state is not None
         if self.pair.replica != self.state.identity.instance_uuid:
-            if self.pair.replica is not None:  # it was looked for and is gone from its vCenter
+            if self.pair.replica is not None:  # it is gone, see _find: given up for the one that was built instead
                 self.here.catalogue.set_replica(self.pair.id, None)
             self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
         with self._locked():
@@ -73,8 +76,30 @@ class ReplicaTarget(HeldReplica):
         return extents
 
     def _begun(self) -> bool:
-        """Does the replica itself say that this run is at work on it? One that was built anew, or put back, does not."""
+        """Does the replica itself say that this run is at work on it? One built anew, or put back, does not."""
         return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
+
+    def _situation(self, extents: Mapping[str, Extents]) -> str:
+        """Digest of what the slices are planned for: later messages may find other points, disks or reasons."""
+        assert self.goal is not None
+        found = hashlib.sha256(f"{self.store.id} {self.goal.id} {self.decision.mode == 'compare'}".encode())
+        for disk, todo in sorted(extents.items()):
+            found.update(f" {disk} {len(todo)} ".encode())
+            found.update(todo.offsets.tobytes())
+            found.update(todo.lengths.tobytes())
+        return found.hexdigest()[:32]
+
+    def _overtaken(self, situation: str) -> str | None:
+        """Why the slices that an earlier message planned, and their checkpoints, count no more."""
+        if self.state is None:
+            return "they are about a replica that is gone"
+        if self.doubt is not None:
+            return "what the replica holds must be compared"
+        if not self._begun():
+            return "the replica is not as they left it"
+        if self.live.recall("situation") != situation:
+            return "the restore points or the configuration are not those that they were made for"
+        return None
 
     def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
         worded = plan.sync_plan(
@@ -113,6 +138,7 @@ class ReplicaTarget(HeldReplica):
         self.live.note(*built.notes)
         self._reread(built.moref)
         assert self.state is not None
+        self.evidence = replica.content_evidence(self.state)
         self.cursor = self._read_cursor(self.state)
         if self.cursor != cursor:
             raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
@@ -145,12 +171,14 @@ class ReplicaTarget(HeldReplica):
         """Remove our seal; a file writer needs disks on which nothing stands."""
         assert self.state is not None
         self._reread()
+        self._still(self.evidence)
         ours = plan.seal_name(self.here.catalogue.realm, self.pair.id, "")
         for node in (s for s in self.state.snapshots if s.name.startswith(ours)):
             faults.at("unseal.before")
             snapshots.remove(self.session, self.state.identity.moref, node.moref, wait=self._patience())
             faults.at("unseal.after")
         self._reread()
+        self._still(self.evidence)
         standing = [d for d in self.state.config.disks if d.parent is not None]
         if standing or self.state.snapshots:
             raise Refused(
@@ -172,6 +200,8 @@ class ReplicaTarget(HeldReplica):
         if self.cursor.content or added:
             fresh = (*self.cursor.fresh, *added)
             self._write(self.cursor.model_copy(update={"content": "", "fresh": fresh, "nonce": nonce()}))
+        if self.live.recall("discard") is not None:
+            self.live.remember(discard=None)  # what was given up is what was there now; the cursor says to compare it
         faults.at("own.before")
         if changes:
             replica.change_hardware(
@@ -228,6 +258,7 @@ class ReplicaTarget(HeldReplica):
         with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
             faults.at("slice.locked")
             self.live.check()
+            self._prove_unchanged()
             faults.at("slice.checked")
             with closing(FileWriter(path)) as destination:
                 copied = copy(
@@ -270,14 +301,21 @@ class ReplicaTarget(HeldReplica):
         """Since the slices began nobody else opened the disks: else what was checkpointed proves nothing."""
         self._reread()
         assert self.state is not None and self.cursor is not None
-        if (
-            self.state.power != "poweredOff"
-            or self.state.snapshots
-            or replica.content_evidence(self.state) != self.cursor.content
-        ):
+        self._still(self.cursor.content)
+        if self.state.snapshots:
+            raise Refused(
+                f"somebody took the snapshot {self.state.snapshots[0].name!r} of the replica {self.pair.replica_name} "
+                "during the sync; nothing was committed. Remove that snapshot (its data stays), then sync again"
+            )
+
+    def _still(self, evidence: str) -> None:
+        """Raise `Touched` unless the replica, as just read, is off and its disks' contents are those of `evidence`."""
+        assert self.state is not None
+        if self.state.power != "poweredOff" or replica.content_evidence(self.state) != evidence:
             raise Touched(
-                f"the replica {self.pair.replica_name} was powered on, snapshotted or written by somebody else during "
-                "the sync; nothing was committed. Leave it off; `understudy sync --discard-changes` compares all of it"
+                f"the replica {self.pair.replica_name} was powered on or written by somebody else during the sync; "
+                "nothing was committed. If production runs on it, keep it; if not, power it off and run "
+                "`understudy sync --discard-changes`, which compares all of it"
             )
 
     def _write_nvram(self) -> None:

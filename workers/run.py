@@ -17,7 +17,7 @@ import structlog
 
 from workers import faults
 from workers.catalogue import Catalogue
-from workers.errors import FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError
+from workers.errors import Conflict, FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError
 from workers.models import Run, RunReport, RunState, Slice
 from workers.settings import Settings, seconds
 
@@ -91,11 +91,14 @@ class Live:
             self.here.catalogue.add_slices(self.run.id, list(plan()), owner=self.owner)
             faults.at("slices.added")
             self.remember(planned="yes")
+            faults.at("slices.planned")
         return self.here.catalogue.slices(self.run.id)
 
     def forget_slices(self) -> None:
-        self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
+        """The plan goes before its slices: planned and without slices would be a run with nothing left to do."""
         self.remember(planned=None)
+        faults.at("slices.forgetting")
+        self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
 
     def checkpoint(self, *parts: Slice) -> None:
         """All below `done` of each part is on stable storage."""
@@ -138,8 +141,8 @@ class Live:
 def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunReport:
     """Claim the run and work on it. A run that another worker has, or that has ended, is left alone: that is a result.
 
-    Errors: `Transient` gives the run back for a later try, up to `tuning.attempts`; all others end it as failed and
-    are raised again. `FencedOut` ends nothing, for the run is not ours any more.
+    Errors: `Transient` and `Conflict` (somebody was faster: look again) give the run back for a later try, up to
+    `tuning.attempts`; all others end it as failed and are raised again. `FencedOut` ends nothing: the run is not ours.
     """
     tuning = here.settings.tuning
     owner = _owner()
@@ -161,7 +164,7 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         except FencedOut as err:
             log.warning(str(err), run=run_id, vm=run.vm)
             raise
-        except Transient as err:
+        except (Transient, Conflict) as err:
             if isinstance(err, TaskStillRunning):
                 live.remember(vcenter_task=err.task)
             if run.attempts >= tuning.attempts:

@@ -6,7 +6,7 @@ import base64
 from datetime import datetime
 from typing import cast
 
-from workers import faults
+from workers import faults, plan
 from workers.disks.file import FileReader, datastore_file
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused, UnderstudyError
 from workers.models import Consistency, Disk, VmConfig, VmState
@@ -36,6 +36,9 @@ class SnapshotPoint:
         self.moref = moref
         self.consistency = consistency
         self.taken = taken
+        # Of the moment of the snapshot: a later message may find the VM on another host.
+        self.host_build = live.recall("host_build") or ""
+        self.tree = live.recall("tree") or ""
         self.mounts = live.here.settings.sites[live.run.site].datastores
         self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
@@ -72,8 +75,15 @@ class SnapshotPoint:
         )
         faults.at("snapshot.after")
         live.note(*notes)
-        live.remember(snapshot=moref, consistency=consistency, taken=taken.isoformat())
-        return cls(live, session, _state(session, uuid, live.run.vm), moref, consistency, taken)
+        state = _state(session, uuid, live.run.vm)
+        live.remember(
+            snapshot=moref,
+            consistency=consistency,
+            taken=taken.isoformat(),
+            host_build=state.host_build,
+            tree=plan.tree_fingerprint(state.snapshots),
+        )
+        return cls(live, session, state, moref, consistency, taken)
 
     def reader(self, disk: str) -> Reader:
         return FileReader(datastore_file(self.mounts, self.disks[disk].file))
