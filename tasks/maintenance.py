@@ -17,13 +17,15 @@ def reap() -> None:
     would get another 5,000 messages every half minute, and Redis would be full by the morning.
     """
     found = reaper.reap(here())
-    waiting = runs_in({queue_of(run) for run in found.lost}) if found.lost else set()
+    queues = {*map(queue_of, found.lost), *(data_queue(run.site) for run in found.unclean)}
+    waiting = runs_in(queues) if queues else set()
     here().catalogue.mark_sent(run.id for run in found.lost if run.id in waiting)
     send([run for run in found.lost if run.id not in waiting])
     for run in found.unclean:
-        app.send_task(
-            "understudy.backup.clean", kwargs={"run": run.id, "vm": run.vm}, queue=data_queue(run.site), expires=600
-        )
+        if run.id not in waiting:
+            app.send_task(
+                "understudy.backup.clean", kwargs={"run": run.id, "vm": run.vm}, queue=data_queue(run.site), expires=600
+            )
 
 
 @app.task(name="understudy.prune", ignore_result=True)

@@ -123,9 +123,18 @@ class Realm:
         log = self._log(arguments[0])
         return self._started(services.Program(self.argv(*arguments), log, env=self.env(), cwd=self.cwd))
 
-    def stop(self, program: services.Program) -> None:
-        program.kill()
-        self._programs.remove(program)
+    def stop(self, *programs: services.Program) -> None:
+        for program in programs:
+            program.kill()
+
+    @contextmanager
+    def only_for_now(self) -> Iterator[None]:
+        """What is started in this block ends with it."""
+        before = len(self._programs)
+        try:
+            yield
+        finally:
+            self.stop(*self._programs[before:])
 
     def command(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """`understudy ...`, as a person runs it."""
@@ -206,12 +215,24 @@ def read(raw: bytes) -> Message:
 
 
 def process_state(pid: int) -> str:
-    """R, S, T (stopped), Z (ended, not yet buried); empty when there is no such process."""
+    """R, S, T (stopped), Z (ended, not yet buried); empty when there is no such process.
+
+    Of a killed process the first thread may end before the others: until the last has, it is Z and still holds files.
+    """
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def gone(pid: int) -> bool:
+    """No thread of the process is left, so it holds nothing any more."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return threads == [pid] and process_state(pid) == "Z"
 
 
 @contextmanager

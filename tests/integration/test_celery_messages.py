@@ -13,12 +13,18 @@ from workers.models import Run
 
 
 @pytest.fixture(scope="module")
-def realm(make_realm: Callable[..., Realm]) -> Iterator[Realm]:
+def realm(make_realm: Callable[..., Realm]) -> Realm:
     """Beat and the control worker; those that do the work come and go with the tests."""
     made = make_realm(group=ASKED_ONLY)
     made.workers(None)
     made.beat()
-    yield made
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _workers(realm: Realm) -> Iterator[None]:
+    with realm.only_for_now():
+        yield
 
 
 def asked(realm: Realm, name: str) -> tuple[Run, Message]:
@@ -56,9 +62,8 @@ def test_a_lost_message_is_only_a_delay(realm: Realm) -> None:
     point = prepared(realm, "lost")
     run, message = asked(realm, "lost")
     assert realm.redis.lpop("understudy:adhoc.dr") == message.raw
-    worker = realm.worker("dr")
+    realm.worker("dr")
     synced_once(realm, run, point)
-    realm.stop(worker)
 
 
 def test_a_doubled_message_starts_nothing_twice(realm: Realm) -> None:
@@ -71,7 +76,6 @@ def test_a_doubled_message_starts_nothing_twice(realm: Realm) -> None:
     services.wait_for(lambda: done(worker.log.read_text(), message) == 3, "the end of all three copies", PATIENCE)
     synced_once(realm, run, point)
     assert realm.world.catalogue.failures(run=run.id) == []
-    realm.stop(worker)
 
 
 def done(log: str, message: Message) -> int:
@@ -102,14 +106,12 @@ def test_a_late_message_of_an_ended_run_disturbs_nobody(realm: Realm) -> None:
     services.wait_for(lambda: done(worker.log.read_text(), message) == 3, "the end of the late copy", PATIENCE)
     assert world.catalogue.run(first.id) == ended and world.catalogue.live_runs() == []
     world.assert_replica_is("late", point)
-    realm.stop(worker)
 
 
 def test_a_message_for_a_run_that_never_was_is_a_sentence(realm: Realm) -> None:
     """Of a catalogue that was made anew, say."""
-    worker = realm.worker("dr")
+    realm.worker("dr")
     message = realm.client.send_task("understudy.sync.run", kwargs={"run": "0" * 16, "vm": "x"}, queue="data.dr")
     failures = realm.world.catalogue.failures
     (failure,) = services.wait_for(lambda: [f for f in failures() if f.task == message.id], "its failure", PATIENCE)
     assert failure.family == "not found" and "the catalogue has no run 0000000000000000" in failure.message
-    realm.stop(worker)
