@@ -77,6 +77,7 @@ def _backup(live: Live) -> RunReport:
     newest = store.newest(uuid)
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
+        store.abandon(live.run.id)  # perhaps also before its farewell to the store, for which prune would wait
         return _committed(live, session, store_name, newest)
     while True:
         point = SnapshotPoint.take(live, session, uuid)
@@ -119,6 +120,7 @@ def clean_up(here: Here, run_id: str) -> None:
     found = inventory.find_uuid(session, uuid)
     if found is not None:
         _remove(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
+        changes.tidy(session, found.identity.moref)
     Store.open(here.settings.stores[store_name].path).abandon(run_id)
     here.catalogue.cleaned(run_id)
 
@@ -146,7 +148,7 @@ class SnapshotPoint:
         vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
         found = snapshots.find(session, vm, name)
         known = live.recall("snapshot")
-        if known is not None:
+        if known:
             if found != known:
                 live.note(f"started again: the snapshot {known} of this run is gone")
                 live.forget_slices()
@@ -154,6 +156,7 @@ class SnapshotPoint:
             else:
                 consistency = cast(Consistency, live.recall("consistency"))
                 return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+        live.remember(snapshot="")  # one is about to be made: should the run end here, it is looked for and removed
         _remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
         try:
             if changes.enable(session, _state(session, uuid, live.run.vm)):

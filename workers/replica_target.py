@@ -73,7 +73,7 @@ class ReplicaTarget(HeldReplica):
         return extents
 
     def _begun(self) -> bool:
-        """Does the replica itself say that this run is at work on it? One that was built anew, or put back, does not."""
+        """Does the replica itself say that this run is at work on it? Not when it was built anew or put back."""
         return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
 
     def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
