@@ -62,6 +62,7 @@ def _backup(live: Live) -> RunReport:
     newest = store.newest(uuid)
     session = connect(live.run.site, settings.sites[live.run.site])
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
+        store.abandon(live.run.id)  # perhaps also before its farewell to the store, for which prune would wait
         return _committed(live, session, store_name, newest)
     parent = newest.id if newest is not None else ""
     if live.recall("planned") is not None and live.recall("parent") != parent:
@@ -111,6 +112,7 @@ def clean_up(here: Here, run_id: str) -> None:
         left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
         if left is not None:
             snapshots.remove(session, found.identity.moref, left)
+        changes.tidy(session, found.identity.moref)
     Store.open(here.settings.stores[store_name].path).abandon(run_id)
     here.catalogue.cleaned(run_id)
 
