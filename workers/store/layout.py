@@ -99,8 +99,9 @@ def safe(part: str, what: str) -> str:
 
 def damaged(path: Path, what: str) -> StoreDamaged:
     return StoreDamaged(
-        f"{path} is damaged: {what}. Nothing of it was used. Run `understudy store verify` to see every point that "
-        f"needs it, restore the file from a copy of the store, or retire those points and take a new backup"
+        f"{path} is damaged: {what}. Nothing of it was used. Put the file back from a copy of the "
+        f"store. Without a copy, configure a new store (stores.NAME.path) and run `understudy init`: the next backups "
+        f"go there and are full"
     )
 
 
