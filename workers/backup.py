@@ -172,7 +172,8 @@ class Chain:
 
     def take(self) -> Mapping[str, Extents]:
         if not self.point.disks:
-            raise Refused(f"{self.live.run.vm} has no disk that can be protected: {'; '.join(self._unprotected())}")
+            why = "; ".join(self._unprotected()) or "it has none at all; give it one, or take it out of the group"
+            raise Refused(f"{self.live.run.vm} has no disk that can be protected: {why}")
         todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
         modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
         if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
