@@ -42,7 +42,7 @@ class SnapshotPoint:
         # Of the moment of the snapshot: a later message may find the VM on another host.
         self.host_build = live.recall("host_build") or ""
         self.tree = live.recall("tree") or ""
-        self.mounts = live.here.settings.sites[live.run.site].datastores
+        self.mounts = live.here.settings.site(live.run.site).datastores
         self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
 
