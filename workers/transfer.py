@@ -29,7 +29,7 @@ class _Work:
         self._batches = extents.batches(BATCH)
         self._deadline = deadline
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopped = self._begun = False
         #: offset of the first batch that was not handed out
         self.next: int | None = None
         self.read = self.written = 0
@@ -40,9 +40,10 @@ class _Work:
                 batch = None if self._stopped else next(self._batches, None)
                 if batch is None:
                     return
-                if self._deadline is not None and time.monotonic() > self._deadline:
+                if self._begun and self._deadline is not None and time.monotonic() > self._deadline:
                     self._stopped, self.next = True, batch[0][0]
                     return
+                self._begun = True
             yield batch
 
     def count(self, read: int, written: int) -> None:
@@ -65,7 +66,8 @@ def copy(
 ) -> Copied:
     """Bring `extents` of `src` to `dst`; with `against` (what `dst` holds now) write only the granules that differ.
 
-    `deadline` (time.monotonic) stops the handing out of batches; those begun are finished, so `done` is exact.
+    `deadline` (time.monotonic) stops the handing out of batches; those begun are finished, so `done` is exact. One is
+    always handed out: a run whose preparations take all of a task's time still comes to an end.
     Does not flush. The first error of any thread is raised when all have stopped; nothing is known of bytes above
     the last checkpoint then.
     """
