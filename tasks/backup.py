@@ -7,14 +7,16 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, send, send_requested
+from tasks.dispatch import go_on, only_known, send, send_requested
 from workers import backup, dispatch
+from workers.errors import BadInput
 from workers.models import Trigger
 
 
-@app.task(name="understudy.backup", typing=True)
-def request(vm: str) -> list[dict[str, Any]]:
+@app.task(name="understudy.backup", throws=(BadInput,))
+def request(vm: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
     """Back this VM up now, or join the backup that is running. On the control queue; ends at once."""
+    only_known("understudy.backup takes vm (a VM's name)", more, unknown)
     return send_requested(request_runs(vm))
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kombu.exceptions import OperationalError
 
 from tasks.app import adhoc_queue, app, data_queue, here
 from workers import dispatch
-from workers.errors import BrokerUnreachable
+from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
 
 WORK = {RunKind.BACKUP: "understudy.backup.run", RunKind.SYNC: "understudy.sync.run"}
@@ -54,15 +54,18 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
 
 
 def _send(run: Run, producer: Any, countdown: float | None) -> None:
-    queue = adhoc_queue(run.site) if run.trigger is Trigger.AD_HOC else data_queue(run.site)
     app.send_task(
         WORK[run.kind],
         kwargs={"run": run.id, "vm": run.vm},
         kwargsrepr=f"vm={run.vm} run={run.id} trigger={run.trigger}",
-        queue=queue,
+        queue=queue_of(run),
         countdown=countdown,
         producer=producer,
     )
+
+
+def queue_of(run: Run) -> str:
+    return adhoc_queue(run.site) if run.trigger is Trigger.AD_HOC else data_queue(run.site)
 
 
 def go_on(report: RunReport) -> None:
@@ -81,6 +84,15 @@ def send_requested(requested: Iterable[tuple[Run, bool]]) -> list[dict[str, Any]
         {"run": run.id, "vm": run.vm, "kind": run.kind, "site": run.site, "joined": not created, "state": run.state}
         for run, created in requested
     ]
+
+
+def only_known(takes: str, more: Sequence[Any], unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that a task does not know. The tasks that people enqueue take any, so that a mistake is a
+    sentence in the result: when Celery checks, Flower's API answers with an internal server error.
+    """
+    if more or unknown:
+        wrong = ", ".join([*unknown, *map(repr, more)])
+        raise BadInput(f"{takes}, not {wrong}; nothing was requested")
 
 
 def _address() -> str:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from tasks.app import app, data_queue, here
-from tasks.dispatch import send
+from tasks.dispatch import queue_of, send
+from tasks.waiting import runs_in
 from workers import reaper
 from workers.store import Store
 
 
 @app.task(name="understudy.reap", ignore_result=True)
 def reap() -> None:
-    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up."""
+    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up.
+
+    A message that still waits is not lost, its queue is merely long. Without that look a night's backlog of 5,000 runs
+    would get another 5,000 messages every half minute, and Redis would be full by the morning.
+    """
     found = reaper.reap(here())
-    send(found.lost)
+    queues = {*map(queue_of, found.lost), *(data_queue(run.site) for run in found.unclean)}
+    waiting = runs_in(queues) if queues else set()
+    here().catalogue.mark_sent(run.id for run in found.lost if run.id in waiting)
+    send([run for run in found.lost if run.id not in waiting])
     for run in found.unclean:
-        app.send_task(
-            "understudy.backup.clean", kwargs={"run": run.id, "vm": run.vm}, queue=data_queue(run.site), expires=600
-        )
+        if run.id not in waiting:
+            app.send_task(
+                "understudy.backup.clean", kwargs={"run": run.id, "vm": run.vm}, queue=data_queue(run.site), expires=600
+            )
 
 
 @app.task(name="understudy.prune", ignore_result=True)

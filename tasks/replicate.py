@@ -7,15 +7,18 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, send_requested
+from tasks.dispatch import go_on, only_known, send_requested
 from workers import dispatch, replicate
 from workers.errors import BadInput
 from workers.models import Trigger
 
 
-@app.task(name="understudy.sync", typing=True)
-def request(vm: str, discard_changes: bool = False) -> list[dict[str, Any]]:
+@app.task(name="understudy.sync", throws=(BadInput,))
+def request(vm: Any = None, discard_changes: Any = False, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
     """Bring this VM's replicas up to the newest restore point now, or join the syncs that are running."""
+    only_known("understudy.sync takes vm (a VM's name) and discard_changes (true or false)", more, unknown)
+    if not isinstance(discard_changes, bool):  # "false" is true to Python, and would give up what others wrote
+        raise BadInput(f"discard_changes is true or false, not {discard_changes!r}; nothing was requested")
     return send_requested(request_runs(vm, discard_changes=discard_changes))
 
 

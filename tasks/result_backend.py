@@ -165,12 +165,12 @@ def _is_final(outcome: BaseException, request: Any) -> bool:
 def _record(conn: sa.Connection, task_id: str, outcome: BaseException, request: Any) -> None:
     given = getattr(request, "kwargs", None)
     kwargs: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    run_id = kwargs.get("run_id") or kwargs.get("run")
+    run_id = _text(kwargs.get("run_id") or kwargs.get("run"))
     if run_id is None and isinstance(outcome, TaskRevokedError) and "expired" in outcome.args:
         return  # a tick that came too late; the next one does its work
     run = conn.execute(sa.select(schema.runs.c.kind, schema.runs.c.vm).where(schema.runs.c.id == run_id)).one_or_none()
     name = getattr(request, "task", None) or "unknown task"
-    vm = kwargs.get("vm") or (run.vm if run is not None else None)
+    vm = _text(kwargs.get("vm")) or (run.vm if run is not None else None)
     family, message = _told(f"the task {name}" + (f" for {vm}" if vm else ""), outcome)
     failures.insert(
         conn,
@@ -184,6 +184,11 @@ def _record(conn: sa.Connection, task_id: str, outcome: BaseException, request: 
             message=message,
         ),
     )
+
+
+def _text(value: Any) -> str | None:
+    """What a message says may be of any type; a failure that can not be written would leave its caller waiting."""
+    return value if isinstance(value, str) else None
 
 
 def _told(what: str, outcome: BaseException) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from workers.errors import (
     FencedOut,
     Refused,
     SnapshotLost,
+    TaskStillRunning,
     Transient,
     UnderstudyError,
 )
@@ -55,7 +56,7 @@ def target_of(store: str, vm: str) -> str:
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a backup run."""
-    return execute(here, run_id, lambda live: _backup(live))
+    return execute(here, run_id, _backup)
 
 
 def _backup(live: Live) -> RunReport:
@@ -66,6 +67,7 @@ def _backup(live: Live) -> RunReport:
     _take_turns(live, uuid)
     session = connect(live.run.site, settings.site(live.run.site))
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
+        store.abandon(live.run.id)  # perhaps also before its farewell to the store, for which prune would wait
         report = _committed(live, store_name, session, newest)
         _retire(live, store, store_name, uuid)
         return report
@@ -118,7 +120,7 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, Conflict, FencedOut, SnapshotLost):
+    except (OutOfTime, Transient, Conflict, FencedOut, SnapshotLost, OSError):
         raise  # the run goes on later, or is not ours any more
     except Exception:
         try:
@@ -138,6 +140,7 @@ def clean_up(here: Here, run_id: str) -> None:
         left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
         if left is not None:
             snapshots.remove(session, found.identity.moref, left)
+        changes.tidy(session, found.identity.moref)
     if store_name in here.settings.stores:
         Store.open(here.settings.store(store_name).path).abandon(run_id)
     here.catalogue.cleaned(run_id)
@@ -352,6 +355,8 @@ def _committed(live: Live, store_name: str, session: Session, point: RestorePoin
     live.here.catalogue.record_point(store_name, point)
     try:
         remove_snapshots(live, session, point.vm.instance_uuid)
+    except TaskStillRunning as err:
+        live.note(f"the snapshot is being removed, which may take hours and needs nobody: {err}")
     except UnderstudyError as err:
         live.note(f"the restore point {point.id} is made and good, but the VM's snapshot is not removed yet: {err}")
         raise
@@ -363,7 +368,8 @@ def _committed(live: Live, store_name: str, session: Session, point: RestorePoin
 def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
     """Retention: the newest `keep_last` points stay, and those that a pin needs. The run itself has ended well."""
     try:
-        _retire_expired(live, store, store_name, uuid)
+        with storage_in_words():
+            _retire_expired(live, store, store_name, uuid)
     except UnderstudyError as err:
         live.note(f"old restore points are kept until the next backup: {err}")
 
@@ -371,9 +377,7 @@ def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
 def _retire_expired(live: Live, store: Store, store_name: str, uuid: str) -> None:
     points = store.points(uuid)
     _tell_catalogue(live, store_name, uuid, points)
-    keep = max((group.keep_last for group in _groups(live)), default=None)
-    if keep is None:
-        return
+    keep = max((group.keep_last for group in _groups(live)), default=len(points))
     for point in retention.expired(points, keep_last=keep, needed=set(store.pins(uuid))):
         store.retire(uuid, point.id)
         live.here.catalogue.drop_point(store_name, uuid, point.id)

@@ -42,12 +42,12 @@ class HeldReplica(Replica):
         replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
+        self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
         faults.at("catalogue.before")
         point = self.here.catalogue.commit_sync(
             self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read
         )
         faults.at("catalogue.after")
-        self._unpin_others(point.point)
         return report.model_copy(update={"sync_point": point})
 
     def _seal(self, cursor: Cursor) -> None:

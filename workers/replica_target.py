@@ -13,7 +13,7 @@ from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
 from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
-from workers.models import HardwareChange, RunReport, Slice
+from workers.models import Cursor, HardwareChange, RunReport, Slice
 from workers.point import Reader
 from workers.replica import CURSOR
 from workers.replica_held import HeldReplica, nonce
@@ -35,18 +35,26 @@ class ReplicaTarget(HeldReplica):
     def nothing_new(self) -> str | None:
         if self.decision.mode != "nothing":
             return None
-        if self.cursor is not None and self.state is not None and not self.state.snapshots:
+        if self.cursor is not None and self.cursor.state == "committed":
+            self._conclude_for_the_dead(self.cursor)
+        return self.decision.reason
+
+    def _conclude_for_the_dead(self, cursor: Cursor) -> None:
+        """What the run that committed may not have lived to do; what is done already costs nothing."""
+        assert self.state is not None and cursor.base is not None
+        if not self.state.snapshots:
             self._note("the last sync was committed but not sealed; sealed now")
             with self._locked():
                 self.live.check()
                 self._reread()
                 self._still(self.evidence)
-                self._seal(self.cursor)
-        if self.cursor is not None and self.cursor.base is not None:
-            known = self.here.catalogue.sync_point(self.pair.id)
-            if known is None or known.point != self.cursor.base:
-                self.here.catalogue.adopt_sync_point(self._sync_point(self.cursor))
-        return self.decision.reason
+                self._seal(cursor)
+        if self.state.witness != self._witness(cursor):
+            replica.set_witness(self.session, self.state.identity.moref, self._witness(cursor))
+        known = self.here.catalogue.sync_point(self.pair.id)
+        if known is None or known.point != cursor.base:
+            self.here.catalogue.adopt_sync_point(self._sync_point(cursor))
+        self._unpin_others(cursor.base)
 
     def take(self) -> Mapping[str, Extents]:
         assert self.goal is not None
@@ -76,6 +84,10 @@ class ReplicaTarget(HeldReplica):
             self._write_nvram()
         return extents
 
+    def _begun(self) -> bool:
+        """Does the replica itself say that this run is at work on it? One built anew, or put back, does not."""
+        return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
+
     def _situation(self, extents: Mapping[str, Extents]) -> str:
         """Digest of what the slices are planned for: later messages may find other points, disks or reasons."""
         assert self.goal is not None
@@ -92,6 +104,8 @@ class ReplicaTarget(HeldReplica):
             return "they are about a replica that is gone"
         if self.doubt is not None:
             return "what the replica holds must be compared"
+        if not self._begun():
+            return "the replica is not as they left it"
         if self.live.recall("situation") != situation:
             return "the restore points or the configuration are not those that they were made for"
         return None
@@ -170,8 +184,7 @@ class ReplicaTarget(HeldReplica):
         if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
             self.live.refence(old.fence)
         compare = self.decision.reason[:COMPARE_WORDS] if self.decision.mode == "compare" else ""
-        begun = old.state == "applying" and self.goal.id in old.targets and old.run == self.live.run.id
-        if begun and bool(old.compare) == bool(compare):
+        if self._begun() and self.goal.id in old.targets and bool(old.compare) == bool(compare):
             return
         targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
         if compare:  # every block is compared until a commit, so the list no longer decides; it must not grow for ever

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -16,7 +17,7 @@ import structlog
 
 from workers import faults
 from workers.catalogue import Catalogue
-from workers.errors import Conflict, FencedOut, TaskStillRunning, Transient, UnderstudyError
+from workers.errors import Conflict, FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError
 from workers.models import Run, RunReport, RunState, Slice
 from workers.settings import Settings, seconds
 
@@ -165,7 +166,8 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         raise err
     with _renewed(live):
         try:
-            return work(live)
+            with storage_in_words():
+                return work(live)
         except OutOfTime:
             here.catalogue.yield_run(run_id, owner)
             return live.report("continues", "its time in this task was up; the rest is queued")
@@ -188,6 +190,23 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
             log.exception("unexpected error", run=run_id, vm=run.vm)
             _fail(live, err, f"unexpected {type(err).__name__}: {err}; the worker's log has the details")
             raise
+
+
+@contextmanager
+def storage_in_words() -> Iterator[None]:
+    """What a file system or a device refuses, where nobody nearer knew more of it.
+
+    A stale mount or a device that was away may come back, so it is tried again; the attempts are counted.
+    """
+    try:
+        yield
+    except OSError as err:
+        where = f"{err.filename}: {err.strerror}" if err.filename else f"a disk or the store: {err.strerror or err}"
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(f"there is no space left at {where}; free some, then start the run again") from err
+        raise Transient(
+            f"the storage does not answer as it should at {where}; check its mount and this machine's log"
+        ) from err
 
 
 def _put_off(live: Live, err: Exception, pause: int, *, counted: bool) -> RunReport:

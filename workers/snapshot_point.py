@@ -15,6 +15,9 @@ from workers.run import Live
 from workers.vsphere import changes, inventory, snapshots
 from workers.vsphere.session import Session
 
+#: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
+UNNAMED = "being made"
+
 
 def snapshot_name(realm: str, run_id: str) -> str:
     return f"{_prefix(realm)}{run_id}"
@@ -50,7 +53,7 @@ class SnapshotPoint:
         vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
         found = snapshots.find(session, vm, name)
         known = live.recall("snapshot")
-        if known is not None:
+        if known not in (None, UNNAMED):
             if found != known:
                 live.note(f"started again: the snapshot {known} of this run is gone")
                 live.forget_slices()
@@ -58,6 +61,7 @@ class SnapshotPoint:
             else:
                 consistency = cast(Consistency, live.recall("consistency"))
                 return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+        live.remember(snapshot=UNNAMED)
         remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
         try:
             if changes.enable(session, _state(session, uuid, live.run.vm)):

@@ -183,3 +183,13 @@ def test_lost_is_no_run_that_is_not_due_or_has_ended(catalogue: Catalogue) -> No
     due = request(catalogue, "t3")[0]
     found = wait_for(lambda: catalogue.lost_runs(queued_s=0), "the due run")
     assert [run.id for run in found] == [due.id]
+
+
+def test_lost_runs_take_turns_however_many_there_are(catalogue: Catalogue) -> None:
+    requested = [request(catalogue, f"t{number}")[0] for number in range(3)]
+    seen = []
+    for _ in range(3):
+        (first,) = wait_for(lambda: catalogue.lost_runs(queued_s=0, limit=1), "a run that counts as lost")
+        catalogue.mark_sent([first.id])
+        seen.append(first.id)
+    assert sorted(seen) == sorted(run.id for run in requested)

@@ -105,7 +105,7 @@ class World:
     def _toml(self, secret: Path, changes: dict[str, Any]) -> str:
         tuning = {"retry_pause": "1s", "lock_wait": "2s", "lease": "5s", "attempts": 3, **changes.get("tuning", {})}
         lines = [
-            'redis = "redis://127.0.0.1:1/0"',
+            f'redis = "{changes.get("redis", "redis://127.0.0.1:1/0")}"',
             f'catalogue = "{changes.get("catalogue", "sqlite:///catalogue.db")}"',
             "[tuning]",
             *(f"{key} = {json.dumps(value)}" for key, value in tuning.items()),
@@ -123,8 +123,11 @@ class World:
         lines += [
             '[stores.main]\npath = "store"',
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
-            '[groups.all]\nsource = "prod"\nvms = ["*"]\nstore = "main"\ntarget = "recovery"',
+            '[groups.all]\nsource = "prod"\nstore = "main"\ntarget = "recovery"',
+            f"vms = {json.dumps(changes.get('vms', ['*']))}",
             f"keep_last = {changes.get('keep_last', 50)}",
+            *changes.get("group", ()),
+            *changes.get("more", ()),
         ]
         return "\n".join(lines) + "\n"
 

@@ -114,7 +114,21 @@ def test_verify_names_the_pack_and_says_what_to_do(filled: tuple[Store, list[Mem
     pack.write_bytes(data)
     assert Store.open(store.path).verify() == []
     problems = store_problems(store.path)
-    assert len(problems) == 1 and pack.name in problems[0] and "take a new backup" in problems[0]
+    assert len(problems) == 1 and pack.name in problems[0] and "take a full backup" in problems[0]
+
+
+def test_a_damaged_pack_that_was_moved_away_is_made_up_for(filled: tuple[Store, list[MemoryDisk]]) -> None:
+    """What the error says helps: the next full stores the content anew, and the pack is not missed by prune."""
+    store, states = filled
+    max((store.path / "packs").iterdir(), key=lambda path: path.stat().st_size).unlink()
+    fresh = Store.open(store.path)
+    point, _ = backup(fresh, states[-1], mode="full")
+    assert_content(fresh, point, states[-1])
+    for old in fresh.points(VM)[:-1]:
+        fresh.retire(VM, old.id)
+    fresh.prune()
+    assert fresh.verify(deep=True) == []
+    assert_content(fresh, point, states[-1])
 
 
 def test_a_damaged_blob_is_not_reused_by_the_next_full(filled: tuple[Store, list[MemoryDisk]]) -> None:

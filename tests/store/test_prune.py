@@ -135,10 +135,12 @@ def test_a_point_that_replaces_another_while_prune_lists_is_not_missed(
     assert_content(store, sneaked[0], disk)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "and registered again"])
+@pytest.mark.parametrize("step", ["store.packs-synced", "store.staged", "store.checked"])
 def test_hole_13_a_stopped_process_of_an_abandoned_run_cannot_commit(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, step: str, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stopped after all its checks, right before it publishes; its run is abandoned and its packs pruned."""
+    """It is stopped somewhere in its commit; meanwhile its run is abandoned and its packs are pruned."""
     first, _ = backup(store, disk_of(1))
     writer = store.writer("zombie")
     made, _ = write_disk(writer, disk_of(2), disk_of(2).allocated(), first.disks[0])
@@ -146,10 +148,34 @@ def test_hole_13_a_stopped_process_of_an_abandoned_run_cannot_commit(
     def meanwhile() -> None:
         store.abandon("zombie")
         assert store.prune().packs == 1
+        if again:
+            store.writer("zombie").close()
 
-    at_step(monkeypatch, "store.staged", meanwhile)
+    at_step(monkeypatch, step, meanwhile)
+    with pytest.raises(Conflict, match=r"was ended|was pruned|cannot be used"):
+        writer.commit(make_point(first, "zombie", [made]))
+    assert store.newest(VM) == first and store.verify(deep=True) == []
+
+
+def test_hole_13_a_run_that_was_registered_again_does_not_speak_for_the_old_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packs of the stopped process are under a tombstone that does not wait for the new registration."""
+    first, _ = backup(store, disk_of(1))
+    writer, blocker = store.writer("zombie"), store.writer("blocks")
+    made, _ = write_disk(writer, disk_of(2), disk_of(2).allocated(), first.disks[0])
+
+    def before() -> None:
+        store.abandon("zombie")
+        assert store.prune().waiting == 2
+        store.writer("zombie").close()
+
+    at_step(monkeypatch, "store.packs-synced", before)
     with pytest.raises(Conflict, match="was ended"):
         writer.commit(make_point(first, "zombie", [made]))
+    blocker.close()
+    store.abandon("blocks")
+    assert store.prune().packs == 1
     assert store.newest(VM) == first and store.verify(deep=True) == []
 
 
@@ -288,6 +314,19 @@ def test_a_parent_that_is_not_there_is_a_conflict(store: Store) -> None:
     stranger = make_point(first.model_copy(update={"id": "00000001-ffffffff"}), "run-2", [first.disks[0]])
     with store.writer("run-2") as writer, pytest.raises(Conflict, match="as its parent"):
         writer.commit(stranger)
+
+
+def test_a_pack_that_is_still_open_here_but_was_pruned_is_not_reused(store: Store) -> None:
+    """The index still names it and this process could still read it: only its name in the folder counts."""
+    disk = disk_of(1)
+    first, _ = backup(store, disk)
+    assert_content(store, first, disk)
+    backup(store, disk_of(2), mode="full")
+    store.retire(VM, first.id)
+    assert Store.open(store.path).prune().packs == 1
+    point, made = backup(store, disk, mode="full")
+    assert made[0].stored > MIB // 2
+    assert_content(store, point, disk)
 
 
 def test_only_one_of_many_commits_wins(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,19 @@ def test_a_run_goes_on_in_another_process(store: Store) -> None:
         writer.commit(point)
     assert_content(again, point, source)
     assert again.runs() == []
+
+
+def test_segments_from_several_threads_at_once(store: Store) -> None:
+    source = MemoryDisk(4 * SEGMENT)
+    for i in range(4):
+        source.put(i * SEGMENT + i * MIB, noise(3 * MIB, i % 2))
+    with store.writer("run-1") as writer, ThreadPoolExecutor(4) as pool:
+        arguments = {"size": source.size, "source": source, "candidates": source.allocated(), "parent": None}
+        made = list(pool.map(lambda i: writer.segment(i, **arguments), range(4)))
+        point = make_point(None, "run-1", [point_disk(source.size, [segment.name for segment in made])])
+        writer.commit(point)
+    assert_content(store, point, source)
+    assert store.verify(deep=True) == []
 
 
 def test_any_range_can_be_read(store: Store) -> None:

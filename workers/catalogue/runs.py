@@ -109,14 +109,17 @@ def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run
     """Live runs that nobody may be going to continue: their lease ran out, or they are due and wait for a message
     that was sent more than `queued_s` seconds ago.
 
-    Send each a message, then say so with `mark_sent`: else a queue that is merely long gets another copy each time.
+    Send each a message unless one still waits in its queue, then say so with `mark_sent` of all: they go to the end of
+    this list, so that every one has its turn however many there are.
     """
     with db.read() as conn:
         moment = now(conn)
         old = R.sent < moment - timedelta(seconds=queued_s)
         deserted = (R.state == RunState.RUNNING) & (R.lease_until < moment) & (old | (R.sent < R.lease_until))
         waiting = (R.state == RunState.QUEUED) & old & (R.not_before.is_(None) | (R.not_before <= moment))
-        found = conn.execute(_select().where(schema.LIVE, deserted | waiting).order_by(R.number).limit(limit)).all()
+        found = conn.execute(
+            _select().where(schema.LIVE, deserted | waiting).order_by(R.sent, R.number).limit(limit)
+        ).all()
     return [rows.read(row, Run) for row in found]
 
 

@@ -56,6 +56,16 @@ def write_new(path: Path, data: bytes) -> None:
         raise
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """The content of a file that is there (FileNotFoundError), synced. Not in one step: for files nobody reads yet."""
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def replace(path: Path, data: bytes, nonce: str) -> None:
     """The content of `path`, exchanged in one step and synced."""
     fresh = path.with_name(f".{path.name}.{nonce}")

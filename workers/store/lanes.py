@@ -165,6 +165,16 @@ class Lane:
                 with work.lock:
                     work.read += read
                 return into
+        first = asked[0]
+        if len(asked) == 1 and first[0] + first[1] <= work.source.size:
+            pieces = work.source.read(asked)
+            with work.lock:
+                work.read += part.bytes
+            if len(pieces) == 1 and pieces[0].data is not None and pieces[0][:2] == first:
+                # What came in one piece is used where it is.
+                return np.frombuffer(pieces[0].data, np.uint8)
+            _copy(pieces, asked, asked, into)
+            return into
         read = gather(work.source, asked, into)
         with work.lock:
             work.read += read

@@ -41,7 +41,7 @@ class PackWriter:
 
     @property
     def full(self) -> bool:
-        return self._position >= layout.PACK or len(self._records) >= layout.PACK_BLOBS - 4096
+        return self._position >= layout.PACK or len(self._records) >= layout.PACK_BLOBS - 8192
 
     @property
     def size(self) -> int:
@@ -98,12 +98,8 @@ class Pack:
         self.id = pack_id
         self.path = path
         self.fd = files.open_read(path)
-        try:
-            layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), PACK_MAGIC, pack_id)
-            table = layout.read_trailer(path, self.fd, BLOB)
-        except BaseException:
-            os.close(self.fd)
-            raise
+        layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), PACK_MAGIC, pack_id)
+        table = layout.read_trailer(path, self.fd, BLOB)
         #: plain arrays: a record array's columns are strided, and reading them costs a cache line each
         self.digests = table["digest"].tobytes()
         self.offsets = table["offset"].astype(np.int64)
@@ -146,11 +142,19 @@ class PackCache:
         return pack
 
     def find(self, pack_id: int) -> Pack | None:
-        """None for a pack that is gone or damaged: dedup does without it."""
+        """None for a pack that is gone or damaged: dedup does without it.
+
+        A pack that prune deleted may still be open here, and would be readable: its name decides.
+        """
         try:
-            return self.get(pack_id)
+            pack = self.get(pack_id)
         except (StoreDamaged, OSError):
             return None
+        if pack.path.exists():
+            return pack
+        with self._lock:
+            self._packs.pop(pack_id, None)
+        return None
 
 
 def pack_path(folder: Path, pack_id: int) -> Path:

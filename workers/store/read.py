@@ -51,12 +51,11 @@ class Rows(NamedTuple):
 class DiskReader:
     """Implements `workers.point.Reader`. Safe for several threads."""
 
-    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk, *, label: str) -> None:
+    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk) -> None:
         self.size = disk.disk.capacity
         self._maps = maps
         self._packs = packs
         self._disk = disk
-        self._label = label
         self._scraps = _Scraps(SCRAPS)
 
     def allocated(self) -> Extents:

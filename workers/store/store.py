@@ -96,7 +96,7 @@ class Store:
     def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk, label=f"{disk.disk.label} of {point.id}")
+                return DiskReader(self._maps, self._packs, disk)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 

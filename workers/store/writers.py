@@ -1,7 +1,8 @@
 """Who writes: writers/<run>/ exists from a run's first writer until it commits or is abandoned.
 
-As long as it exists, prune deletes nothing that the run may refer to. Its staged manifest lies in it, so ending a run
-takes away what a stopped process would need to publish: it cannot wake up and commit.
+As long as it exists, prune deletes nothing that the run may refer to. Each writer has a note in it, which becomes the
+manifest at the commit. Ending a run takes the notes away, so a process that was stopped cannot wake up and publish, not
+even when somebody has registered the same run again.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ class Writers:
         return self._root / safe(run, "a run's id")
 
     def register(self, run: str) -> Path:
-        """Durable before anything of the run is written. Joining a run that is there is fine. The note, for people,
-        is who joined."""
+        """Durable before anything of the run is written. Joining a run that is there is fine.
+
+        Returns the writer's note: until its commit it says, for people, who joined.
+        """
         folder = self.folder(run)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-        files.sync_folder(self._root)
-        note = folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
-        files.write_new(note, files.to_json(_myself(run)))
-        return note
+        note = folder / f"{os.getpid()}-{secrets.token_hex(8)}.json"
+        while True:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+            files.sync_folder(self._root)
+            try:
+                files.write_new(note, files.to_json(_myself(run)))
+            except FileNotFoundError:
+                continue  # the run was ended in between: register it anew
+            return note
 
     def live(self) -> list[str]:
         return files.names(self._root)

@@ -206,6 +206,8 @@ def change_hardware(
     Changes name disks by their ids on the source. An added disk is empty: also one that is removed in the same list.
     A compare-and-set as `write_cursor`; `Refused` while the VM runs or has snapshots.
     """
+    with refused_to(f"wait for what is under way at the VM {moref} ({s})"):
+        s.settle(s.vm(moref), wait)  # an earlier change whose answer was lost may still be at work
     state = vm_state(s, moref)
     token = _token(changes, change_version)
     last = state.notes.get(_HARDWARE, "")

@@ -1,0 +1,97 @@
+"""A long random life of VMs: guests write, hardware changes, workers die, people interfere; the log of bytes judges.
+
+The seed is printed with the story of a failure; UNDERSTUDY_TEST_SEED repeats it. Moments at which a worker is killed
+without a named step depend on the machine's speed as well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.life import Life
+from tests.integration.world import ROOT, World
+
+#: chosen once, so that the quick form is the same for everybody; the slow form takes a new one each time
+SEED = 20261122
+
+#: how often each event comes, compared with the others
+EVENTS = {
+    "scattered": 6,
+    "big": 3,
+    "zeroes": 2,
+    "nothing_but_rewrites": 1,
+    "there_and_back": 2,
+    "hardware": 3,
+    "lose_tracking": 2,
+    "hide_a_change": 2,
+    "audit": 1,
+    "boot_the_replica": 1,
+    "lose_the_replica": 2,
+    "trouble_at_vcenter": 3,
+    "back_up": 6,
+    "sync": 6,
+    "killed_backup": 6,
+    "killed_sync": 8,
+    "give_up": 3,
+    "prune": 2,
+}
+
+
+def every_step() -> list[str]:
+    """All labels of `faults.at` in the sources, so that none is forgotten."""
+    text = "".join(path.read_text() for path in sorted(Path(ROOT, "workers").rglob("*.py")))
+    found = sorted(set(re.findall(r'faults\.at\("([^"]+)"\)', text)))
+    assert len(found) > 30, found
+    return found
+
+
+def live(world: World, seed: int, *, rounds: int, vms: int) -> set[str]:
+    """`rounds` events, each followed by every check; the steps at which a worker died."""
+    rng = random.Random(seed)
+    story = [f"seed {seed}"]
+    steps, met = every_step(), set[str]()
+    lives = [Life(world, f"life-{seed}-{vms}-{n}", rng, steps=steps, met=met, tell=story.append) for n in range(vms)]
+    try:
+        for number in range(rounds):
+            one = rng.choice(lives)
+            event = rng.choices(list(EVENTS), weights=list(EVENTS.values()))[0]
+            story.append(f"{number}: {one.name}: {event}")
+            getattr(one, event)()
+            for each in lives:
+                each.check()
+            if number % 50 == 49:
+                assert not world.store.verify(deep=True)
+        story.append("the end")
+        for each in lives:
+            each.settle()
+        world.store.prune()
+        world.store.prune()
+        assert not world.store.verify(deep=True)
+    except BaseException:
+        print("\n".join(story))
+        raise
+    return met
+
+
+def seed_of(default: int) -> int:
+    return int(os.environ.get("UNDERSTUDY_TEST_SEED", default))
+
+
+def test_a_random_life(make_world: Callable[..., World]) -> None:
+    world = make_world(keep_last=3, tuning={"attempts": 5, "lease": "60s"})
+    live(world, seed_of(SEED), rounds=40, vms=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_long_random_life_of_several_vms(make_world: Callable[..., World]) -> None:
+    world = make_world(keep_last=3, tuning={"attempts": 5, "lease": "60s"})
+    met = live(world, seed_of(random.SystemRandom().randrange(1 << 30)), rounds=300, vms=3)
+    missing = set(every_step()) - met
+    assert not missing, f"no worker died at {sorted(missing)}: they are never passed, or this test cannot reach them"
