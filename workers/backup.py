@@ -31,7 +31,7 @@ from workers.models import (
     Slice,
 )
 from workers.point import Reader
-from workers.run import Here, Live, NotYet, OutOfTime, execute
+from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
 from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
 from workers.store import Store, StoreWriter

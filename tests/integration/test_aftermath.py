@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.integration import invariants
-from tests.integration.test_holes import give_up
 from tests.integration.world import MIB, World
 from workers import backup, reaper, replicate
 from workers.errors import UnderstudyError
@@ -78,7 +77,7 @@ def test_what_a_dead_run_committed_is_told_by_every_record(world: World, step: s
     point = world.backup(name).point
     dead = world.request_sync(name)
     world.killed_at(dead, step)
-    give_up(world, dead.id)
+    world.give_up(dead.id)
     assert world.sync(name).outcome == "nothing new"
     world.assert_replica_is(name, point)
     invariants.check(world, name)
@@ -110,7 +109,7 @@ def test_a_run_given_up_before_it_could_note_its_snapshot_leaves_none(world: Wor
     world.make_vm(name, 4 * MIB)
     dead = world.request_backup(name)
     world.killed_at(dead, step)
-    give_up(world, dead.id)
+    world.give_up(dead.id)
     assert [run.id for run in reaper.reap(world.here).unclean] == [dead.id]
     backup.clean_up(world.here, dead.id)
     assert world.state(name).snapshots == ()
