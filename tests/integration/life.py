@@ -41,6 +41,8 @@ class Life:
         self.hiding: set[str] = set()
         self.audited = False
         self.touched = False
+        #: kill only at steps where none has died yet
+        self.hunting = False
         #: why the next failure of a run is no surprise
         self.excuse = ""
         world.make_vm(name, 6 * MIB, 3 * MIB)
@@ -277,8 +279,12 @@ class Life:
     def _fork(self, job: Callable[[], object], kind: str) -> None:
         """Killed at a step, rather one where none has died yet, or at any moment."""
         dice = random.Random(self.rng.random())
+        new = [step for step in self.steps if step not in self.met]
         likely = {step: 0.03 if step in self.met else 0.4 for step in self.steps}
-        named = self.rng.random() < 0.8
+        if self.hunting and new:  # for one of those that are left, which the others must not keep from being passed
+            wanted = self.rng.choice(new)
+            likely = {step: float(step == wanted) for step in self.steps}
+        named = self.hunting or self.rng.random() < 0.8
         doomed = (lambda step: dice.random() < likely[step]) if named else None
         child = Forked(job, Path(self.world.folder, "child.log"), doomed=doomed)
         code = child.wait(120 if named else self.rng.random() * 0.6)

@@ -51,7 +51,35 @@ def every_step() -> list[str]:
     return found
 
 
-def live(world: World, seed: int, *, rounds: int, vms: int) -> set[str]:
+#: what leads past every step there is, when workers do not die on the way
+PASSING = (
+    "scattered",
+    "hardware",
+    "lose_tracking",
+    "back_up",
+    "killed_backup",
+    "lose_the_replica",
+    "sync",
+    "killed_sync",
+)
+
+
+def _hunt(lives: list[Life], rng: random.Random, steps: set[str], met: set[str]) -> None:
+    """Until a worker has died at every step, or for long enough to say that one cannot be reached."""
+    for each in lives:
+        each.hunting = True
+        if each.audited:
+            each.audit()
+    for _ in range(60):
+        one = rng.choice(lives)
+        for event in (*rng.sample(PASSING, k=4), "back_up", "killed_sync", "sync", "prune"):
+            if steps <= met:
+                return
+            getattr(one, event)()
+            one.check()
+
+
+def live(world: World, seed: int, *, rounds: int, vms: int, hunt: bool = False) -> set[str]:
     """`rounds` events, each followed by every check; the steps at which a worker died."""
     rng = random.Random(seed)
     story = [f"seed {seed}"]
@@ -67,6 +95,9 @@ def live(world: World, seed: int, *, rounds: int, vms: int) -> set[str]:
                 each.check()
             if number % 50 == 49:
                 assert not world.store.verify(deep=True)
+        if hunt:
+            story.append(f"now for {sorted(set(steps) - met)}")
+            _hunt(lives, rng, set(steps), met)
         story.append("the end")
         for each in lives:
             each.settle()
@@ -92,6 +123,6 @@ def test_a_random_life(make_world: Callable[..., World]) -> None:
 @pytest.mark.timeout(3600)
 def test_a_long_random_life_of_several_vms(make_world: Callable[..., World]) -> None:
     world = make_world(keep_last=3, tuning={"attempts": 5, "lease": "60s"})
-    met = live(world, seed_of(random.SystemRandom().randrange(1 << 30)), rounds=300, vms=3)
+    met = live(world, seed_of(random.SystemRandom().randrange(1 << 30)), rounds=300, vms=3, hunt=True)
     missing = set(every_step()) - met
     assert not missing, f"no worker died at {sorted(missing)}: they are never passed, or this test cannot reach them"
