@@ -52,6 +52,8 @@ def configuration(conf: Settings) -> dict[str, Any]:
     """Celery's settings. What Celery on Redis really loses was measured: see docs/architecture.md, "Celery"."""
     tuning = conf.tuning
     work = seconds(tuning.slice_time)
+    # A slice, and what must still be waited for at its ends: vCenter is not quicker because slices are short.
+    limit = max(work * 5 // 2, work + 4 * seconds(tuning.vcenter_wait))
     queues = [CONTROL, *(q for site in conf.sites for q in (adhoc_queue(site), data_queue(site)))]
     return {
         "broker_url": conf.redis,
@@ -67,16 +69,17 @@ def configuration(conf: Settings) -> dict[str, Any]:
         "task_reject_on_worker_lost": True,
         "worker_prefetch_multiplier": 1,
         "task_track_started": True,
-        # A task works for slice_time, then queues the rest; twice that is a warning, 2.5 times that is the end
-        "task_soft_time_limit": 2 * work,
-        "task_time_limit": 2 * work + work // 2,
+        # A task works for slice_time, then queues the rest. One that hangs loses its process, and its run goes on from
+        # the last checkpoint. No soft limit: its exception may come between a request to vCenter and the answer, which
+        # the next task on that connection would then take for its own.
+        "task_time_limit": limit,
         "worker_soft_shutdown_timeout": 30,
         # Killing a writer because Redis dropped buys nothing: writes are idempotent and fenced
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,
         "broker_transport_options": {
             # counted from delivery and never renewed: well above the hard limit, or a running task is delivered again
-            "visibility_timeout": max(1800, 4 * work),
+            "visibility_timeout": max(1800, 3 * limit),
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
             # ad hoc before scheduled: queues in the order in which a worker names them

@@ -33,9 +33,8 @@ class _Work:
         self._batches = extents.batches(BATCH)
         self._deadline = deadline
         self._stop = stop
-        self._begun = False
         self._lock = threading.Lock()
-        self._stopped = False
+        self._stopped = self._begun = False
         #: offset of the first batch that was not handed out
         self.next: int | None = None
         self.read = self.written = 0

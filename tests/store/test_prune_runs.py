@@ -16,12 +16,11 @@ from tests.store.disks import (
     point_disk,
     write_disk,
 )
+from tests.store.test_prune import at_step, disk_of, packs
 from workers.errors import Conflict, StoreDamaged
 from workers.store import Store
 
 MIB = 1 << 20
-
-from tests.store.test_prune import at_step, disk_of, packs
 
 
 def test_a_pack_that_is_still_open_here_but_was_pruned_is_not_reused(store: Store) -> None:
