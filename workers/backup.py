@@ -355,8 +355,8 @@ def _committed(live: Live, store_name: str, session: Session, point: RestorePoin
     live.here.catalogue.record_point(store_name, point)
     try:
         remove_snapshots(live, session, point.vm.instance_uuid)
-    except TaskStillRunning as err:
-        live.note(f"the snapshot is being removed, which may take hours and needs nobody: {err}")
+    except TaskStillRunning:
+        raise  # it may take hours, and it may fail at their end: looked at again and again, and no try is counted
     except UnderstudyError as err:
         live.note(f"the restore point {point.id} is made and good, but the VM's snapshot is not removed yet: {err}")
         raise

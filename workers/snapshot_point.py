@@ -18,6 +18,9 @@ from workers.vsphere.session import Session
 #: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
 UNNAMED = "being made"
 
+#: seconds that one message waits for the removal of a snapshot, which may take hours: rather often than long
+REMOVAL_WAIT = 20.0
+
 
 def snapshot_name(realm: str, run_id: str) -> str:
     return f"{_prefix(realm)}{run_id}"
@@ -129,9 +132,13 @@ def remove_snapshots(live: Live, session: Session, uuid: str) -> None:
     if found is None:
         return
     prefix = _prefix(live.here.catalogue.realm)
+    known = {moref} - {UNNAMED} if (moref := live.recall("snapshot")) is not None else set()
     for node in inventory.vm_state(session, found.identity.moref).snapshots:
         if node.name.startswith(prefix):
-            snapshots.remove(session, found.identity.moref, node.moref)
+            known.discard(node.moref)
+            snapshots.remove(session, found.identity.moref, node.moref, wait=REMOVAL_WAIT)
+    for moref in known:  # off the list already, but its disks may still be consolidated, or have failed to be
+        snapshots.remove(session, found.identity.moref, moref, wait=REMOVAL_WAIT)
 
 
 def _time(text: str | None) -> datetime:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.world import MIB, World
-from workers import backup, replicate
+from workers import backup, replicate, snapshot_point
 from workers.errors import Refused, UnderstudyError
 from workers.models import RunState
 from workers.store import Store
@@ -106,3 +106,25 @@ def test_firmware_settings_follow_the_source_also_after_a_crash(world: World) ->
     world.backup("nvram")
     world.sync("nvram")
     assert nvram(world, replica, "dr").read_bytes() == b"boot entries of the second day"
+
+
+def test_a_removal_that_takes_long_is_waited_for_and_is_no_failed_try(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may fail at its end: a run that had ended before would not see that."""
+    world.make_vm("long", 8 * MIB)
+    world.backup("long")
+    run = world.request_backup("long")
+    monkeypatch.setattr(snapshot_point, "REMOVAL_WAIT", 0.1)
+    world.prod.fault("RemoveSnapshot_Task", TaskMs=3000)
+    looks = 0
+    while world.catalogue.run(run.id).live:
+        looks += 1
+        report = backup.run(world.here, run.id)
+        assert report.outcome in ("waiting", "succeeded")
+        if report.outcome == "waiting":
+            assert world.catalogue.run(run.id).attempts == 0
+            world.expire_lease(run)  # the pause is over
+    assert looks > 1
+    assert world.catalogue.run(run.id).state is RunState.SUCCEEDED
+    assert world.state("long").snapshots == ()
