@@ -39,4 +39,4 @@ def prune() -> None:
 @app.task(name="understudy.prune.store")
 def prune_store(store: str) -> str:
     """Free what no restore point needs any more."""
-    return str(Store.open(here().settings.stores[store].path).prune())
+    return str(Store.open(here().settings.store(store).path).prune())

@@ -164,7 +164,7 @@ def state(**more: object) -> VmState:
         pytest.param(cursor(realm="other-realm"), "another realm", id="realm"),
         pytest.param(cursor(vm="clone"), "clone", id="clone"),
         pytest.param(cursor(vcenter="other"), "clone", id="vcenter"),
-        pytest.param(cursor(pair="other"), "replica of another VM", id="pair"),
+        pytest.param(cursor(pair="other"), "another recovery target", id="pair"),
         pytest.param(cursor(source="other"), "created again under the same name", id="source-re-created"),
     ],
 )
@@ -297,3 +297,15 @@ def test_another_run_samples_other_blocks() -> None:
     nothing = Extents.of([])
     assert plan.sample(nothing, 1 << 30, 0.001, "a") != plan.sample(nothing, 1 << 30, 0.001, "b")
     assert not plan.sample(nothing, 1 << 30, 0, "a")
+
+
+def test_a_cursor_does_not_grow_for_ever() -> None:
+    """It has 4 KiB: after so many half-done syncs every block is compared, and the list is cut."""
+    points = [point(seq) for seq in range(1, plan.MOST_TARGETS + 3)]
+    ids = [p.id for p in points]
+    few = cursor(state="applying", base=ids[0], targets=tuple(ids[1 : plan.MOST_TARGETS]))
+    assert plan.decide(few, points, store="S").mode == "delta"
+    many = cursor(state="applying", base=ids[0], targets=tuple(ids[1 : plan.MOST_TARGETS + 1]))
+    assert plan.decide(many, points, store="S").mode == "compare"
+    # a run that has begun keeps its way
+    assert plan.decide(many, points[: plan.MOST_TARGETS + 1], store="S").mode == "delta"

@@ -175,6 +175,25 @@ def test_documented_commands_are_real(document: str, command: str) -> None:
     assert done.returncode == 0, f"{document} says `{command}`: {done.stderr}"
 
 
+def named_in_sentences() -> list[tuple[str, str]]:
+    """(file, verb) for each `understudy VERB` that a sentence of the program or of a document tells people to run."""
+    found = set()
+    for path in repository.files(".py", ".md"):
+        name = repository.name(path)
+        if name.startswith(("workers/", "tasks/", "docs/", "README")):
+            joined = re.sub(r'"\n\s+f?"', "", text(path))
+            found |= {(name, verb) for verb in re.findall(r"`understudy ([a-z]+)", joined)}
+    return sorted(found)
+
+
+def test_sentences_name_commands_that_exist() -> None:
+    from tests.test_cli import verbs
+
+    known = {verb.split()[0] for verb in verbs()}
+    assert [(name, verb) for name, verb in named_in_sentences() if verb not in known] == []
+    assert len(named_in_sentences()) > 20
+
+
 def test_make_help_shows_every_target() -> None:
     assert [target for target, shown in make_targets().items() if not shown] == []
 

@@ -106,3 +106,26 @@ def test_differing_finds_each_granule_whatever_the_cuts(kinds: list[int], data: 
     content = {0: bytes(GRANULE), 1: base, 2: base}
     content_old = {0: bytes(GRANULE), 1: base, 2: b"x" * GRANULE}
     assert found == {i for i, (a, b) in enumerate(zip(kinds, other, strict=True)) if content[a] != content_old[b]}
+
+
+def test_a_message_without_time_left_still_brings_the_run_forward() -> None:
+    """Else a run whose getting ready takes longer than its time would be queued again for ever."""
+    size = 4 * BATCH
+    new = some(size, 5)
+    target = MemoryDisk(bytes(size))
+    result = copy(MemoryDisk(new), target, Extents.whole(size), threads=1, deadline=time.monotonic() - 1)
+    assert result.done == BATCH
+    assert target.content[:BATCH] == new[:BATCH]
+
+
+def test_who_lost_the_run_writes_no_further_batch() -> None:
+    size = 4 * BATCH
+    target = MemoryDisk(bytes(size))
+    written: list[int] = []
+
+    class Watched(MemoryDisk):
+        def write(self, pieces: Sequence[Piece]) -> None:
+            written.append(len(pieces))
+
+    copy(MemoryDisk(some(size, 6)), Watched(target.content), Extents.whole(size), threads=1, stop=lambda: bool(written))
+    assert len(written) == 1

@@ -12,6 +12,7 @@ import structlog
 from workers import faults, plan, retention
 from workers.errors import (
     ChangeTrackingUnusable,
+    Conflict,
     FencedOut,
     Refused,
     SnapshotLost,
@@ -30,7 +31,7 @@ from workers.models import (
     Slice,
 )
 from workers.point import Reader
-from workers.run import Here, Live, OutOfTime, execute, storage_in_words
+from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
 from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
 from workers.store import Store, StoreWriter
@@ -44,6 +45,9 @@ log = structlog.get_logger()
 #: finished segments are made durable and checkpointed this often: what a killed worker repeats at most
 FLUSH_EVERY = 20.0
 
+#: times that a backup begins anew because its snapshot was taken away
+AGAIN = 3
+
 
 def target_of(store: str, vm: str) -> str:
     """What a backup run fences: the VM's chain in one store."""
@@ -52,17 +56,21 @@ def target_of(store: str, vm: str) -> str:
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a backup run."""
-    return execute(here, run_id, lambda live: _backup(live))
+    return execute(here, run_id, _backup)
 
 
 def _backup(live: Live) -> RunReport:
     settings = live.here.settings
     _, store_name, uuid = live.run.target.split(":", 2)
-    store = Store.open(settings.stores[store_name].path)
+    store = Store.open(settings.store(store_name).path)
     newest = store.newest(uuid)
-    session = connect(live.run.site, settings.sites[live.run.site])
+    _take_turns(live, uuid)
+    session = connect(live.run.site, settings.site(live.run.site))
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
-        return _committed(live, session, store_name, newest)
+        store.abandon(live.run.id)  # perhaps also before its farewell to the store, for which prune would wait
+        report = _committed(live, store_name, session, newest)
+        _retire(live, store, store_name, uuid)
+        return report
     parent = newest.id if newest is not None else ""
     if live.recall("planned") is not None and live.recall("parent") != parent:
         live.forget_slices()
@@ -75,15 +83,36 @@ def _backup(live: Live) -> RunReport:
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
             break
         except SnapshotLost as err:
-            live.note(f"started again from a new snapshot: {err}")
-            live.forget_slices()
-            live.remember(snapshot=None)
-    try:
-        with storage_in_words():
-            _retire(live, store, store_name, uuid)
-    except UnderstudyError as err:  # the backup has succeeded all the same
-        live.note(f"old restore points are left for the next backup to retire: {err}")
+            _start_again(live, err)
+        except Conflict:
+            live.forget_slices()  # they build on something that is another by now
+            raise
+    _retire(live, store, store_name, uuid)
     return report
+
+
+def _start_again(live: Live, err: SnapshotLost) -> None:
+    """Once per disk that has to be compared after all, and a few times more: not for ever."""
+    again = int(live.recall("again") or 0) + 1
+    if again > AGAIN and live.recall("modes") == live.recall("modes before"):
+        raise Refused(
+            f"the backup of {live.run.vm} was started again {AGAIN} times and its snapshot was lost each time ({err}); "
+            "find out who removes snapshots whose names begin with understudy/, e.g. a clean-up script"
+        ) from err
+    live.note(f"started again from a new snapshot: {err}")
+    live.forget_slices()
+    live.remember(**{"snapshot": None, "again": str(again), "modes before": live.recall("modes")})
+
+
+def _take_turns(live: Live, uuid: str) -> None:
+    """A VM has one snapshot of ours at a time: backups of it to several stores go one after the other.
+
+    The older run goes first, so that they never wait for each other.
+    """
+    for store in live.here.settings.stores:
+        for other in live.here.catalogue.runs(target=target_of(store, uuid), limit=1):
+            if other.live and (other.created, other.id) < (live.run.created, live.run.id):
+                raise NotYet(f"waits for the backup of this VM to the store {store} (run {other.id})")
 
 
 @contextmanager
@@ -91,7 +120,7 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, FencedOut, SnapshotLost, OSError):
+    except (OutOfTime, Transient, Conflict, FencedOut, SnapshotLost, OSError):
         raise  # the run goes on later, or is not ours any more
     except Exception:
         try:
@@ -105,13 +134,15 @@ def clean_up(here: Here, run_id: str) -> None:
     """What a failed backup run left: its snapshot, its unreferenced packs. Repeatable."""
     ended = here.catalogue.run(run_id)
     _, store_name, uuid = ended.target.split(":", 2)
-    session = connect(ended.site, here.settings.sites[ended.site])
+    session = connect(ended.site, here.settings.site(ended.site))
     found = inventory.find_uuid(session, uuid)
     if found is not None:
         left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
         if left is not None:
             snapshots.remove(session, found.identity.moref, left)
-    Store.open(here.settings.stores[store_name].path).abandon(run_id)
+        changes.tidy(session, found.identity.moref)
+    if store_name in here.settings.stores:
+        Store.open(here.settings.store(store_name).path).abandon(run_id)
     here.catalogue.cleaned(run_id)
 
 
@@ -144,7 +175,8 @@ class Chain:
 
     def take(self) -> Mapping[str, Extents]:
         if not self.point.disks:
-            raise Refused(f"{self.live.run.vm} has no disk that can be protected: {'; '.join(self._unprotected())}")
+            why = "; ".join(self._unprotected()) or "it has none at all; give it one, or take it out of the group"
+            raise Refused(f"{self.live.run.vm} has no disk that can be protected: {why}")
         todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
         modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
         if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
@@ -292,7 +324,7 @@ class Chain:
         faults.at("manifest.before")
         self.writer.commit(restore_point)
         faults.at("manifest.after")
-        return _committed(self.live, self.point.session, self.store_name, restore_point)
+        return _committed(self.live, self.store_name, self.point.session, restore_point)
 
     def _point_disk(self, disk: Disk, made: list[Slice]) -> PointDisk:
         """The parent's segments, with those that this run made in their places."""
@@ -315,28 +347,51 @@ class Chain:
         )
 
 
-def _committed(live: Live, session: Session, store_name: str, point: RestorePoint) -> RunReport:
-    """The manifest is in the store: tell the catalogue, and remove the snapshot while the run lives, so that a failure
-    to do so is tried again and not forgotten. Repeatable."""
+def _committed(live: Live, store_name: str, session: Session, point: RestorePoint) -> RunReport:
+    """The manifest is in the store: tell the catalogue, and take the snapshot away. Repeatable.
+
+    A snapshot that stays grows on a production VM: so the run does not end well before it is gone.
+    """
     live.here.catalogue.record_point(store_name, point)
     try:
         remove_snapshots(live, session, point.vm.instance_uuid)
     except TaskStillRunning as err:
         live.note(f"the snapshot is being removed, which may take hours and needs nobody: {err}")
+    except UnderstudyError as err:
+        live.note(f"the restore point {point.id} is made and good, but the VM's snapshot is not removed yet: {err}")
+        raise
     mode = "full" if point.parent is None else "incremental"
     report = live.report("succeeded", f"{mode} backup, {point.consistency}", point.id)
     return live.finish(RunState.SUCCEEDED, report)
 
 
 def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
-    """Retention: the newest `keep_last` points stay, and those that a pin needs."""
-    keep = max((group.keep_last for group in _groups(live)), default=None)
-    if keep is None:
-        return
+    """Retention: the newest `keep_last` points stay, and those that a pin needs. The run itself has ended well."""
+    try:
+        with storage_in_words():
+            _retire_expired(live, store, store_name, uuid)
+    except UnderstudyError as err:
+        live.note(f"old restore points are kept until the next backup: {err}")
+
+
+def _retire_expired(live: Live, store: Store, store_name: str, uuid: str) -> None:
     points = store.points(uuid)
+    _tell_catalogue(live, store_name, uuid, points)
+    keep = max((group.keep_last for group in _groups(live)), default=len(points))
     for point in retention.expired(points, keep_last=keep, needed=set(store.pins(uuid))):
         store.retire(uuid, point.id)
         live.here.catalogue.drop_point(store_name, uuid, point.id)
+
+
+def _tell_catalogue(live: Live, store_name: str, uuid: str, points: list[RestorePoint]) -> None:
+    """Whoever made or retired a point may have died before it could say so."""
+    catalogue = live.here.catalogue
+    known = {point.id for point in catalogue.points(uuid, store_name)}
+    for point in points:
+        if point.id not in known:
+            catalogue.record_point(store_name, point)
+    for gone in known - {point.id for point in points}:
+        catalogue.drop_point(store_name, uuid, gone)
 
 
 def _groups(live: Live) -> list[Group]:

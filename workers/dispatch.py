@@ -10,7 +10,7 @@ import structlog
 
 from workers import backup, due, replicate
 from workers.catalogue import KnownVm
-from workers.errors import BadInput, NotFound, UnderstudyError
+from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
 from workers.models import Pair, Run, RunKind, Trigger
 from workers.run import Here
 from workers.settings import Group, Schedule
@@ -45,7 +45,7 @@ def members(here: Here) -> list[Member]:
 
 def discover(here: Here, site: str) -> int:
     """Read a site's whole inventory into the catalogue. A failed or partial answer changes nothing and is an error."""
-    found = inventory.list_vms(connect(site, here.settings.sites[site]))
+    found = inventory.list_vms(connect(site, here.settings.site(site)))
     here.catalogue.record_inventory(site, found)
     return len(found)
 
@@ -54,6 +54,8 @@ def pair_of(here: Here, member: Member) -> Pair | None:
     """The pair of a VM under a group with a recovery target."""
     if member.group.target is None:
         return None
+    if (sentence := objection(here, member)) is not None:
+        raise ConfigError(sentence)
     target = here.settings.targets[member.group.target]
     override = member.group.overrides.get(member.vm.identity.name)
     name = (override.name if override else None) or f"{target.prefix}{member.vm.identity.name}{target.suffix}"
@@ -66,6 +68,23 @@ def pair_of(here: Here, member: Member) -> Pair | None:
         site=target.site,
         replica_name=name,
     )
+
+
+def objection(here: Here, member: Member) -> str | None:
+    """Why this VM cannot be replicated as its groups say, whatever vCenter has."""
+    who, aim = member.vm.identity, member.group.target
+    sharing = [
+        f"{name} ({group.store})"
+        for name, group in here.settings.groups.items()
+        if group.target == aim and group.covers(who.site, who.name)
+    ]
+    if aim is not None and len({entry.partition(" (")[2] for entry in sharing}) > 1:
+        return (
+            f"{who.name} is in several groups with the recovery target {aim} but different stores: "
+            f"{', '.join(sharing)}. A replica follows one store: take the VM out of the others, or give them a target "
+            "of their own"
+        )
+    return None
 
 
 def request_backup(here: Here, member: Member, trigger: Trigger, slot: str | None = None) -> tuple[Run, bool]:
@@ -104,7 +123,7 @@ def dispatch(here: Here, now: datetime) -> list[Run]:
     fresh: list[Run] = []
     for member in members(here):
         try:
-            fresh += _due_of(here, member, now, used, newest, synced)
+            _due_of(here, member, now, used, newest, synced, fresh)
         except UnderstudyError as err:  # one VM's trouble must not keep the others waiting
             log.error(str(err), vm=member.vm.identity.name, group=member.name)
     return fresh
@@ -117,24 +136,28 @@ def _due_of(
     used: dict[RunKind, dict[str, str]],
     newest: dict[tuple[str, str], str],
     synced: dict[str, str],
-) -> list[Run]:
+    fresh: list[Run],
+) -> None:
+    """Adds to `fresh` at once: a run that was made is sent, whatever refuses the next one."""
     uuid, group = member.vm.identity.instance_uuid, member.group
-    made: list[tuple[Run, bool]] = []
+
+    def take(made: tuple[Run, bool]) -> None:
+        fresh.extend([made[0]] if made[1] else [])
+
     if group.backup is not None:
         target = backup.target_of(group.store, uuid)
         slot = _slot(group.backup, uuid, used[RunKind.BACKUP].get(target), now)
         if slot is not None:
-            made.append(request_backup(here, member, Trigger.SCHEDULE, slot))
+            take(request_backup(here, member, Trigger.SCHEDULE, slot))
     pair = pair_of(here, member)
     if pair is not None and pair.paused is None:
         point = newest.get((group.store, uuid))
         if group.replicate.schedule is not None:
             slot = _slot(group.replicate.schedule, uuid, used[RunKind.SYNC].get(replicate.target_of(pair.id)), now)
             if slot is not None:
-                made.append(request_sync(here, pair, Trigger.SCHEDULE, slot))
+                take(request_sync(here, pair, Trigger.SCHEDULE, slot))
         if group.replicate.after_backup and point is not None and synced.get(pair.id) != point:
-            made.append(request_sync(here, pair, Trigger.AFTER_BACKUP, after(point)))
-    return [run for run, created in made if created]
+            take(request_sync(here, pair, Trigger.AFTER_BACKUP, after(point)))
 
 
 def _slot(schedule: Schedule, uuid: str, last: str | None, now: datetime) -> str | None:
@@ -177,6 +200,8 @@ def find(here: Here, name: str) -> list[Member]:
             "Is it new? `understudy check` reads the inventories"
         )
     found = [member for member in members(here) if member.vm.identity.name == name]
+    if not found and any(vm.template for vm in known if vm.identity.name == name):
+        raise BadInput(f"{name} is a template: vSphere takes no snapshots of templates, so it is not backed up")
     if not found:
         raise BadInput(f"the VM {name} is under no group's policy; add its name or a pattern to groups.<name>.vms")
     if len({member.vm.identity.instance_uuid for member in found}) > 1:

@@ -25,6 +25,9 @@ CBT_GRAIN = 64 << 10
 #: bounds of the sample that each incremental backup compares outside change tracking's answer, per disk
 SAMPLE_LEAST, SAMPLE_MOST = 16, 1024
 
+#: half-done syncs that a cursor names: each costs 20 of its 4,096 bytes, and a diff
+MOST_TARGETS = 24
+
 
 class Decision(NamedTuple):
     """Which way to bring a replica to `point`."""
@@ -49,12 +52,19 @@ def check_ours(cursor: Cursor, state: VmState, *, realm: str, pair: str, source:
     if cursor.realm != realm:
         raise Foreign(
             f"the replica {name} belongs to another realm ({cursor.realm[:8]}, this is {realm[:8]}); "
-            "nothing was written. If the other installation is gone, adopt the replica first"
+            "nothing was written. If the other installation is gone, rename or remove the replica, or choose another "
+            "replica name: the next sync then builds a new one"
         )
     if (cursor.vm, cursor.vcenter) != (state.identity.instance_uuid, state.identity.vcenter):
         raise Foreign(
             f"{name} carries the cursor of another VM ({cursor.vm}): it is a clone or was restored; "
             "nothing was written. Rename or remove it, or choose another replica name"
+        )
+    if cursor.pair != pair and cursor.source == source:
+        raise Foreign(
+            f"{name} is the replica of the same VM for another recovery target, or of an older catalogue; nothing was "
+            "written. Give one of the two another replica name (prefix or suffix of the target, overrides.NAME.name), "
+            "or rename or remove this replica to have a new one built"
         )
     if cursor.pair != pair or cursor.source != source:
         raise Foreign(
@@ -117,6 +127,8 @@ def decide(
     if compare or cursor.compare:
         return Decision("compare", compare or cursor.compare)
     known = {p.id: p for p in points}
+    if len(cursor.targets) >= MOST_TARGETS and newest.id not in cursor.targets:
+        return Decision("compare", f"{len(cursor.targets)} syncs to other restore points stopped half way")
     if cursor.store != store:
         return Decision("compare", "the restore points come from another store than at the last sync")
     if cursor.state == "committed" and cursor.base == newest.id:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
-from workers.errors import UnderstudyError
+from workers.errors import FencedOut
 from workers.models import Run
 from workers.run import Here, give_up
 from workers.settings import seconds
@@ -21,8 +22,16 @@ class Found(NamedTuple):
 def reap(here: Here) -> Found:
     """One tick. Repeatable; looks at the catalogue only."""
     tuning = here.settings.tuning
-    lost, ended = [], []
+    lost: list[Run] = []
+    ended: list[Run] = []
     for run in here.catalogue.lost_runs(queued_s=2 * seconds(tuning.reap_every)):
+        if run.site not in here.settings.sites:
+            sentence = (
+                f"the site {run.site} is not in the configuration any more, so no worker can go on with this run; "
+                f"add sites.{run.site} again, or let it be"
+            )
+            _end(here, run, sentence, "configuration", ended)
+            continue
         if run.attempts < tuning.attempts:
             lost.append(run)
             continue
@@ -30,9 +39,27 @@ def reap(here: Here) -> Found:
             f"its worker was lost {run.attempts} times in a row (killed, out of memory, or its machine went down); "
             "look at the workers' logs, then start it again"
         )
-        try:
-            give_up(here, run, sentence)
-            ended.append(run)
-        except UnderstudyError:
-            continue  # somebody went on with it just now
-    return Found(lost, ended, here.catalogue.unclean_runs())
+        _end(here, run, sentence, "worker lost", ended)
+    return Found(lost, ended, _unclean(here))
+
+
+def _end(here: Here, run: Run, sentence: str, family: str, ended: list[Run]) -> None:
+    with suppress(FencedOut):  # somebody went on with it just now
+        give_up(here, run, sentence, family)
+        ended.append(run)
+
+
+def _unclean(here: Here) -> list[Run]:
+    """Failed runs that left something which a worker of their site can remove."""
+    found = []
+    for run in here.catalogue.unclean_runs():
+        if run.site in here.settings.sites:
+            found.append(run)
+            continue
+        here.catalogue.note(
+            run.id,
+            f"its snapshot may still be there: the site {run.site} is not in the configuration any more; remove "
+            f"the snapshot that ends in {run.id} in vCenter",
+        )
+        here.catalogue.cleaned(run.id)
+    return found

@@ -26,8 +26,8 @@ class Replica:
         self.here = here
         self.pair = pair
         self.recovery, self.override = _policy(here.settings, pair)
-        self.site = here.settings.sites[pair.site]
-        self.store = Store.open(here.settings.stores[pair.store].path)
+        self.site = here.settings.site(pair.site)
+        self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)
         self.points = self._up_to(self.store.points(pair.source), goal)
         self.goal = self.points[-1] if self.points else None

@@ -34,7 +34,7 @@ class HeldReplica(Replica):
 
     def conclude(self) -> RunReport:
         """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""
-        assert self.cursor is not None and self.goal is not None and self.state is not None
+        assert self.cursor is not None and self.state is not None
         with self._locked():
             self.live.check()
             self._reread()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
 
@@ -24,6 +25,10 @@ from workers.vsphere.building import ReplicaSpec
 SLICE = 1 << 30
 
 
+#: of the reason to compare that the cursor keeps: the cursor has 4 KiB, and a reason may quote names of snapshots
+COMPARE_WORDS = 300
+
+
 class ReplicaTarget(HeldReplica):
     """Brings the replica up to `goal` for one claimed run. Every step may be entered again after a crash."""
 
@@ -40,6 +45,9 @@ class ReplicaTarget(HeldReplica):
         if not self.state.snapshots:
             self._note("the last sync was committed but not sealed; sealed now")
             with self._locked():
+                self.live.check()
+                self._reread()
+                self._still(self.evidence)
                 self._seal(cursor)
         if self.state.witness != self._witness(cursor):
             replica.set_witness(self.session, self.state.identity.moref, self._witness(cursor))
@@ -73,6 +81,7 @@ class ReplicaTarget(HeldReplica):
         with self._locked():
             self._unseal()
             self._own(changes)
+            self._write_nvram()
         return extents
 
     def _begun(self) -> bool:
@@ -107,8 +116,33 @@ class ReplicaTarget(HeldReplica):
         )
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
+        assert self.goal is not None
+        named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
+        for excluded in self.override.excluded_disks:
+            if excluded not in named:
+                self._note(
+                    f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
+                )
+        for difference in self._other_hardware():
+            self._note(difference)
         for change in worded.hardware:
             self._note(f"hardware: {change.kind} {change.label or change.disk} ({change.capacity} bytes)")
+
+    def _other_hardware(self) -> Iterator[str]:
+        """What a sync does not carry over to a replica that is there, said each time."""
+        if self.state is None or self.goal is None:
+            return
+        there, here = self.goal.config, self.state.config
+        for what, wanted, has in (
+            ("CPUs", there.cpus, here.cpus),
+            ("MiB of memory", there.memory_mib, here.memory_mib),
+            ("network cards", len(there.nics), len(here.nics)),
+        ):
+            if wanted != has:
+                yield (
+                    f"the source has {wanted} {what}, the replica {has}: a sync changes disks only. Change it on the "
+                    "replica in vCenter, or remove the replica to have it built anew"
+                )
 
     def _build(self) -> None:
         """The first run makes the VM, its cursor in the same call: there is no moment at which it is nobody's."""
@@ -142,7 +176,6 @@ class ReplicaTarget(HeldReplica):
         self.cursor = self._read_cursor(self.state)
         if self.cursor != cursor:
             raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
-        self._write_nvram()
 
     def _begin(self) -> None:
         """The cursor says `applying` before anything else changes; the set of targets only grows."""
@@ -150,10 +183,12 @@ class ReplicaTarget(HeldReplica):
         old = self.cursor
         if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
             self.live.refence(old.fence)
-        compare = self.decision.reason if self.decision.mode == "compare" else ""
+        compare = self.decision.reason[:COMPARE_WORDS] if self.decision.mode == "compare" else ""
         if self._begun() and self.goal.id in old.targets and bool(old.compare) == bool(compare):
             return
         targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
+        if compare:  # every block is compared until a commit, so the list no longer decides; it must not grow for ever
+            targets = targets[-plan.MOST_TARGETS :]
         self._write(
             self._cursor(
                 state="applying",
@@ -268,6 +303,7 @@ class ReplicaTarget(HeldReplica):
                     threads=self.live.threads,
                     deadline=self.live.deadline,
                     against=destination if self.decision.mode == "compare" else None,
+                    stop=lambda: self.live.lost,
                 )
                 faults.at("slice.written")
                 destination.flush()
@@ -326,4 +362,13 @@ class ReplicaTarget(HeldReplica):
         if file is None:
             self._note("the NVRAM was not written: vCenter names no file for it yet")
             return
-        datastore_file(self.site.datastores, file).write_bytes(base64.b64decode(self.goal.nvram))
+        wanted = base64.b64decode(self.goal.nvram)
+        path = datastore_file(self.site.datastores, file)
+        try:
+            if not path.exists() or path.read_bytes() != wanted:
+                with open(path, "wb") as opened:
+                    opened.write(wanted)
+                    opened.flush()
+                    os.fsync(opened.fileno())
+        except OSError as err:
+            self._note(f"the NVRAM (firmware settings) was not written to {path}: {err.strerror}; check its rights")

@@ -36,6 +36,10 @@ class OutOfTime(Exception):
     """The task's time is up; the run is at a checkpoint and goes on in a later message."""
 
 
+class NotYet(Exception):
+    """Nothing is wrong, but something else must end first: the run goes on later, and no try is counted."""
+
+
 class Live:
     """A claimed run. `check` before each write; `deadline` (time.monotonic) bounds the work of this message."""
 
@@ -58,6 +62,11 @@ class Live:
                 f"the lease of run {self.run.id} ran out on this worker; another one may have gone on with it"
             )
         self.here.catalogue.check_claim(self.run.id, self.owner, self.run.fence)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another worker may have gone on with the run: then what is being done is in vain."""
+        return self._lost.is_set()
 
     def refence(self, at_least: int) -> None:
         """Our fence must be above one that the target has already seen (the catalogue may have been rebuilt)."""
@@ -142,7 +151,8 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
     """Claim the run and work on it. A run that another worker has, or that has ended, is left alone: that is a result.
 
     Errors: `Transient` and `Conflict` (somebody was faster: look again) give the run back for a later try, up to
-    `tuning.attempts`; all others end it as failed and are raised again. `FencedOut` ends nothing: the run is not ours.
+    `tuning.attempts`; all others end it as failed and are raised again. `FencedOut` ends nothing, for the run is not
+    ours any more.
     """
     tuning = here.settings.tuning
     owner = _owner()
@@ -164,16 +174,15 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         except FencedOut as err:
             log.warning(str(err), run=run_id, vm=run.vm)
             raise
+        except (NotYet, TaskStillRunning) as err:
+            # vCenter or another run works: however long that takes, it is no failed try
+            live.note(str(err))
+            return _put_off(live, err, seconds(tuning.lease), counted=False)
         except (Transient, Conflict) as err:
-            if isinstance(err, TaskStillRunning):
-                live.remember(vcenter_task=err.task)
             if run.attempts >= tuning.attempts:
                 _fail(live, err, f"{err} (tried {run.attempts} times)")
                 raise
-            pause = seconds(tuning.retry_pause) * 2 ** (run.attempts - 1)
-            due = here.catalogue.now() + timedelta(seconds=pause)
-            here.catalogue.yield_run(run_id, owner, not_before=due, error=str(err))
-            return live.report("waiting", f"{err}; tried again in {pause} s")
+            return _put_off(live, err, seconds(tuning.retry_pause) * 2 ** (run.attempts - 1), counted=True)
         except UnderstudyError as err:
             _fail(live, err, str(err))
             raise
@@ -200,12 +209,19 @@ def storage_in_words() -> Iterator[None]:
         ) from err
 
 
-def give_up(here: Here, run: Run, sentence: str) -> None:
-    """End a run whose worker was lost once too often. Raises `FencedOut` when another worker has it after all."""
+def _put_off(live: Live, err: Exception, pause: int, *, counted: bool) -> RunReport:
+    catalogue = live.here.catalogue
+    due = catalogue.now() + timedelta(seconds=pause)
+    catalogue.yield_run(live.run.id, live.owner, not_before=due, error=str(err) if counted else None)
+    return live.report("waiting", f"{err}; tried again in {pause} s")
+
+
+def give_up(here: Here, run: Run, sentence: str, family: str = "worker lost") -> None:
+    """End a run that nobody can go on with. Raises `FencedOut` when another worker has it after all."""
     owner = _owner()
     if here.catalogue.claim(run.id, owner, seconds(here.settings.tuning.lease)) is None:
         raise FencedOut(f"another worker went on with run {run.id}")
-    here.catalogue.finish(run.id, owner, RunState.FAILED, error=sentence, family="worker lost")
+    here.catalogue.finish(run.id, owner, RunState.FAILED, error=sentence, family=family)
 
 
 def _owner() -> str:

@@ -230,6 +230,17 @@ class Settings(Model):
     flower: Flower | None = None
     tuning: Tuning = Tuning()
 
+    def site(self, name: str) -> Site:
+        """Of a run or a pair, which may be older than the configuration."""
+        if name not in self.sites:
+            raise ConfigError(_gone("site", f"sites.{name}", self.sites))
+        return self.sites[name]
+
+    def store(self, name: str) -> StoreSettings:
+        if name not in self.stores:
+            raise ConfigError(_gone("store", f"stores.{name}", self.stores))
+        return self.stores[name]
+
     def groups_of(self, site: str, vm: str) -> list[Group]:
         """The groups whose policy covers a VM of a site."""
         return [group for group in self.groups.values() if group.covers(site, vm)]
@@ -244,6 +255,13 @@ class Settings(Model):
         for name, target in self.targets.items():
             _known(f"targets.{name}.site", target.site, self.sites)
         return self
+
+
+def _gone(kind: str, key: str, known: dict[str, Any]) -> str:
+    return (
+        f"the {kind} {key.partition('.')[2]} is not in the configuration any more; "
+        f"add {key} again (configured: {', '.join(sorted(known)) or 'none'})"
+    )
 
 
 def _known(key: str, value: str, known: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class SnapshotPoint:
         # Of the moment of the snapshot: a later message may find the VM on another host.
         self.host_build = live.recall("host_build") or ""
         self.tree = live.recall("tree") or ""
-        self.mounts = live.here.settings.sites[live.run.site].datastores
+        self.mounts = live.here.settings.site(live.run.site).datastores
         self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
 
@@ -61,13 +61,13 @@ class SnapshotPoint:
             else:
                 consistency = cast(Consistency, live.recall("consistency"))
                 return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+        live.remember(snapshot=UNNAMED)
         remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
         try:
             if changes.enable(session, _state(session, uuid, live.run.vm)):
                 live.note("change tracking was off and has been enabled; this run reads the whole disks")
         except ChangeTrackingUnusable as err:
             live.note(f"change tracking stays off: {err}")
-        live.remember(snapshot=UNNAMED)
         faults.at("snapshot.before")
         taken = live.here.catalogue.now()
         moref, consistency, notes = snapshots.create(

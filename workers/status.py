@@ -152,8 +152,10 @@ def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
 
 def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
+    remarks: dict[tuple[str, str, str | None], str] = {}
     for member in dispatch.members(here):
         key = (member.vm.identity.instance_uuid, member.group.store, member.group.target)
+        remarks[key] = dispatch.objection(here, member) or ""
         keys.setdefault(key, []).append(member.name)
     for pair_key in known.pairs:
         keys.setdefault(pair_key, [])
@@ -161,10 +163,10 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     for uuid, store in known.newest.keys() - covered:
         keys[uuid, store, None] = []
     for (uuid, store, target), groups in keys.items():
-        yield _line(known, uuid, store, target, groups)
+        yield _line(known, uuid, store, target, groups, remarks.get((uuid, store, target), ""))
 
 
-def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str]) -> Protected:
+def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], remark: str) -> Protected:
     vm, newest = known.vms.get(uuid), known.newest.get((uuid, store))
     pair = known.pairs.get((uuid, store, target)) if target is not None else None
     chain = backup.target_of(store, uuid)
@@ -191,7 +193,7 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         live=tuple(live),
         last_backup=known.last.get(chain),
         last_sync=known.last.get(fenced),
-        remark=_remark(vm, groups),
+        remark=_remark(vm, groups) or remark,
     )
 
 

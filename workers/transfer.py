@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
@@ -23,11 +23,16 @@ class Copied(NamedTuple):
 
 
 class _Work:
-    """Hands out batches in order, until the end, the deadline or the first error; counts what came of them."""
+    """Hands out batches in order, until the end, the deadline or the first error; counts what came of them.
 
-    def __init__(self, extents: Extents, deadline: float | None) -> None:
+    The first batch is handed out even after the deadline: a message whose time went into getting ready must still
+    bring the run forward, or the run would go on for ever.
+    """
+
+    def __init__(self, extents: Extents, deadline: float | None, stop: Callable[[], bool]) -> None:
         self._batches = extents.batches(BATCH)
         self._deadline = deadline
+        self._stop = stop
         self._lock = threading.Lock()
         self._stopped = self._begun = False
         #: offset of the first batch that was not handed out
@@ -40,7 +45,8 @@ class _Work:
                 batch = None if self._stopped else next(self._batches, None)
                 if batch is None:
                     return
-                if self._begun and self._deadline is not None and time.monotonic() > self._deadline:
+                late = self._begun and self._deadline is not None and time.monotonic() > self._deadline
+                if late or self._stop():
                     self._stopped, self.next = True, batch[0][0]
                     return
                 self._begun = True
@@ -63,15 +69,15 @@ def copy(
     threads: int,
     deadline: float | None = None,
     against: Reader | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Copied:
     """Bring `extents` of `src` to `dst`; with `against` (what `dst` holds now) write only the granules that differ.
 
-    `deadline` (time.monotonic) stops the handing out of batches; those begun are finished, so `done` is exact. One is
-    always handed out: a run whose preparations take all of a task's time still comes to an end.
+    `deadline` (time.monotonic) and `stop` end the handing out of batches; those begun are finished, so `done` is exact.
     Does not flush. The first error of any thread is raised when all have stopped; nothing is known of bytes above
     the last checkpoint then.
     """
-    work = _Work(extents, deadline)
+    work = _Work(extents, deadline, stop)
 
     def run() -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -118,3 +119,16 @@ def test_an_empty_sqlite_file_is_not_a_catalogue(tmp_path: Path) -> None:
 def test_a_database_that_the_server_does_not_have(postgres: Postgres) -> None:
     with pytest.raises(ConfigError, match="create it"):
         Catalogue.open(postgres.url("nowhere"))
+
+
+def test_the_files_are_their_owners_alone(tmp_path: Path) -> None:
+    """They name VMs and what failed; SQLite's own files beside it follow its rights."""
+    before = os.umask(0o022)
+    try:
+        catalogue = Catalogue.create(f"sqlite:///{tmp_path}/catalogue.db")
+        catalogue.now()
+    finally:
+        os.umask(before)
+    files = {path.name: path.stat().st_mode & 0o077 for path in tmp_path.glob("catalogue.db*")}
+    assert files["catalogue.db"] == 0 and set(files.values()) == {0}
+    catalogue.close()

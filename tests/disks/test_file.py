@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,28 @@ def test_bytes_written_are_the_bytes_read_and_zeroes_become_holes(tmp_path: Path
     for offset in range(0, 4 * MIB, 4096):
         if any(expected[offset : offset + 4096]):
             assert allocated.clip(offset, offset + 4096).total == 4096
+
+
+def test_large_runs_go_past_the_page_cache_and_small_ones_beside_them(tmp_path: Path) -> None:
+    """Both ways into one file, in every order and alignment, from several threads."""
+    disk = make(tmp_path, "a", 32 * MIB)
+    rng = random.Random(7)
+    expected = bytearray(32 * MIB)
+    writer = FileWriter(disk)
+    lots: list[list[Piece]] = [[], [], [], []]
+    for number in range(32):
+        length = rng.choice([MIB, MIB, 700_000, 4096, 512, MIB - 4096])
+        offset = number * MIB + (0 if length == MIB else rng.choice([0, 512, 4096]))
+        data = rng.randbytes(length)
+        expected[offset : offset + length] = data
+        half = length // 2
+        lots[number % 4] += [Piece(offset, half, data[:half]), Piece(offset + half, length - half, data[half:])]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(writer.write, lots))
+    writer.flush()
+    assert b"".join(bytes(p.data or b"") for p in writer.read([(0, 32 * MIB)])) == expected
+    writer.close()
+    assert (tmp_path / "a-flat.vmdk").read_bytes() == expected
 
 
 def test_more_pieces_than_one_pwritev_takes(tmp_path: Path) -> None:
@@ -140,6 +163,7 @@ def test_no_space_is_a_sentence(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from workers.disks.file import FileLock
 with FileLock(Path(sys.argv[1])).lock(int(sys.argv[2]), int(sys.argv[3]), wait=0):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers import backup, replicate, settings
+from workers import backup, faults, replicate, settings
 from workers.catalogue import Catalogue
 from workers.errors import UnderstudyError
 from workers.models import RunKind, RunReport
@@ -40,15 +40,22 @@ class Broken(NamedTuple):
 
 
 class Forked:
-    """A copy of this process that does some work. It may be told to die at a step, or that its disks fail."""
+    """A copy of this process that does some work. It may die at a step (`doomed` says at which), or its disks fail."""
 
-    def __init__(self, job: Callable[[], object], log: Path, *, fault: str = "", broken: Broken | None = None) -> None:
+    def __init__(
+        self,
+        job: Callable[[], object],
+        log: Path,
+        *,
+        doomed: Callable[[str], bool] | None = None,
+        broken: Broken | None = None,
+    ) -> None:
         self.log = log
         self.mark = log.with_suffix(".hit")
         self.mark.unlink(missing_ok=True)
         self.pid = os.fork()
         if self.pid == 0:
-            _in_child(job, log, fault, broken, self.mark)
+            _in_child(job, log, doomed, broken, self.mark)
         self._fd = os.pidfd_open(self.pid)
         self.code: int | None = None
 
@@ -71,7 +78,7 @@ class Forked:
 
     @property
     def hit(self) -> str:
-        """Which call failed as it was told to; empty when there were fewer."""
+        """Which call failed, or at which step it died, as it was told to; empty when that did not come to pass."""
         return self.mark.read_text() if self.mark.exists() else ""
 
     @property
@@ -79,7 +86,9 @@ class Forked:
         return self.log.read_text(errors="replace")
 
 
-def _in_child(job: Callable[[], object], log: Path, fault: str, broken: Broken | None, mark: Path) -> None:
+def _in_child(
+    job: Callable[[], object], log: Path, doomed: Callable[[str], bool] | None, broken: Broken | None, mark: Path
+) -> None:
     """Never returns: what the parent registered to be done at its end is none of the child's business."""
     code = 70
     try:
@@ -87,7 +96,8 @@ def _in_child(job: Callable[[], object], log: Path, fault: str, broken: Broken |
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout = sys.stderr = open(out, "w", buffering=1)
-        settings.FAULT = fault
+        if doomed is not None:
+            _die(doomed, mark)
         if broken is not None:
             _break(broken, mark)
         print(job())
@@ -99,6 +109,15 @@ def _in_child(job: Callable[[], object], log: Path, fault: str, broken: Broken |
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _die(doomed: Callable[[str], bool], mark: Path) -> None:
+    def at(label: str) -> None:
+        if doomed(label):
+            mark.write_text(label)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    faults.at = at
 
 
 #: what is done to a file or a name, and which argument says where

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pyVmomi import vim
 
 from tests.integration import invariants
 from tests.integration.child import Forked, work
@@ -14,15 +16,23 @@ from workers.errors import Touched, UnderstudyError
 from workers.models import Run, RunKind, RunState
 from workers.run import Here, give_up
 
-#: step -> the kind of work in which it may be reached, learned while the test runs
-Steps = dict[str, list[str]]
-
 
 class Life:
     """One VM. Every public method is one event; `dead` says whose run lost its worker and waits."""
 
-    def __init__(self, world: World, name: str, rng: random.Random, steps: Steps, tell: Callable[[str], None]) -> None:
-        self.world, self.name, self.rng, self.steps = world, name, rng, steps
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        rng: random.Random,
+        *,
+        steps: Sequence[str],
+        met: set[str],
+        tell: Callable[[str], None],
+    ) -> None:
+        """`steps`: where a worker may die; `met`: where one did, shared by all lives."""
+        self.world, self.name, self.rng = world, name, rng
+        self.steps, self.met = steps, met
         self._tell = tell
         self.dead: dict[RunKind, Run] = {}
         #: snapshot's moref -> what the disks held when it was made
@@ -102,6 +112,9 @@ class Life:
     def lose_tracking(self) -> None:
         if self.world.store.newest(self.uuid) is not None:
             self._control(cbt={"VM": self.name, "Disk": self._disk()[0], "Reset": True})
+        if self.rng.random() < 0.5 and not self.world.state(self.name).snapshots:
+            off = vim.vm.ConfigSpec(changeTrackingEnabled=False)
+            self.world.source.wait(self.world.vm(self.name).ReconfigVM_Task(off))
 
     def hide_a_change(self) -> None:
         """Change tracking misses a range that was written; every block is sampled until its answer is over."""
@@ -262,19 +275,17 @@ class Life:
         self._judge(run, self.world.catalogue.run(run.id).point)
 
     def _fork(self, job: Callable[[], object], kind: str) -> None:
-        """Killed at a step that this kind of work has not met yet, or at any moment."""
-        untried = self.steps.setdefault(kind, [])
-        step = untried.pop() if untried and self.rng.random() < 0.8 else ""
-        child = Forked(job, Path(self.world.folder, "child.log"), fault=f"{step}=kill" if step else "")
-        if step:
-            code = child.wait(120)
-        else:
-            code = child.wait(self.rng.random() * 0.6)
+        """Killed at a step, rather one where none has died yet, or at any moment."""
+        dice = random.Random(self.rng.random())
+        likely = {step: 0.03 if step in self.met else 0.4 for step in self.steps}
+        named = self.rng.random() < 0.8
+        doomed = (lambda step: dice.random() < likely[step]) if named else None
+        child = Forked(job, Path(self.world.folder, "child.log"), doomed=doomed)
+        code = child.wait(120 if named else self.rng.random() * 0.6)
         child.kill()
-        assert child.code in (0, 1, -9), child.said
-        if child.code == -9 and step:
-            self.steps.setdefault("met", []).append(step)
-        self.tell(f"{kind} in a child, {step or 'any moment'}: {code}")
+        assert child.code in (0, 1, -9) and (code is not None or not named), child.said
+        self.met |= {child.hit} if child.hit else set()
+        self.tell(f"{kind} in a child: {f'died at {child.hit}' if child.hit else code}")
 
     # --- afterwards -----------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.integration import invariants
-from tests.integration.test_holes import give_up
 from tests.integration.world import MIB, World
 from workers import backup, reaper, replicate
 from workers.errors import UnderstudyError
@@ -78,7 +77,7 @@ def test_what_a_dead_run_committed_is_told_by_every_record(world: World, step: s
     point = world.backup(name).point
     dead = world.request_sync(name)
     world.killed_at(dead, step)
-    give_up(world, dead.id)
+    world.give_up(dead.id)
     assert world.sync(name).outcome == "nothing new"
     world.assert_replica_is(name, point)
     invariants.check(world, name)
@@ -102,3 +101,25 @@ def test_a_backup_that_failed_without_a_snapshot_does_not_keep_prune_waiting(wor
     assert world.store.runs() == []
     world.store.prune()
     assert world.store.prune().waiting == 0
+
+
+@pytest.mark.parametrize("step", ["cbt-enabled", "snapshot.before", "snapshot.after"])
+def test_a_run_given_up_before_it_could_note_its_snapshot_leaves_none(world: World, step: str) -> None:
+    name = f"a6-{step.replace('.', '-')}"
+    world.make_vm(name, 4 * MIB)
+    dead = world.request_backup(name)
+    world.killed_at(dead, step)
+    world.give_up(dead.id)
+    assert [run.id for run in reaper.reap(world.here).unclean] == [dead.id]
+    backup.clean_up(world.here, dead.id)
+    assert world.state(name).snapshots == ()
+    assert reaper.reap(world.here).unclean == []
+
+
+def test_a_backup_that_died_after_its_point_was_published_bids_the_store_farewell(world: World) -> None:
+    world.make_vm("a7", 4 * MIB)
+    dead = world.request_backup("a7")
+    world.killed_at(dead, "store.linked")
+    assert world.store.runs() == [dead.id]
+    assert backup.run(world.here, dead.id).outcome == "succeeded"
+    assert world.store.runs() == []

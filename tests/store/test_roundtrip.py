@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -175,3 +177,16 @@ def test_what_an_unknown_name_gets(store: Store) -> None:
     assert store.points("nobody") == [] and store.newest("nobody") is None
     with pytest.raises(BadInput, match="file's name"):
         store.points("../etc")
+
+
+def test_a_new_store_is_its_owners_alone(tmp_path: Path) -> None:
+    """In it are the disks of VMs, passwords of guests and all."""
+    before = os.umask(0o022)
+    try:
+        made = Store.create(tmp_path / "deep" / "store")
+    finally:
+        os.umask(before)
+    assert made.path.stat().st_mode & 0o077 == 0
+    made.path.chmod(0o750)  # somebody opened it to a group: it stays so
+    Store.create(made.path)
+    assert made.path.stat().st_mode & 0o077 == 0o050

@@ -41,6 +41,12 @@ def read(*devices: Any, networks: dict[str, str] | None = None, **values: Any) -
     return vm_config_of({**base, **values}, networks or {})
 
 
+def test_two_disks_with_one_uuid_are_two_disks() -> None:
+    """A disk whose file was copied by hand has its original's UUID; none of the two may stand for both."""
+    found = read(pvscsi(), disk(flat()), disk(flat(fileName="[ds] a/copy.vmdk"), label="Hard disk 2", key=2001)).disks
+    assert [d.id for d in found] == ["key-2000", "key-2001"]
+
+
 @pytest.mark.parametrize(
     ("backing", "controller", "sentence"),
     [

@@ -18,7 +18,9 @@ On SQLite each of these holds the whole file. Leases, slots and ages are measure
 
 from __future__ import annotations
 
+import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -59,8 +61,11 @@ class Catalogue(Database):
         if file is not None:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
+                # For its owner alone; SQLite gives the files that it makes beside it the same rights.
+                with suppress(FileExistsError):
+                    os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             except OSError as err:
-                raise ConfigError(f"the catalogue's folder {file.parent} cannot be made: {err.strerror}") from err
+                raise ConfigError(f"the catalogue {file} cannot be made: {err.strerror}") from err
         with made.write() as conn:
             migrations.upgrade(conn, str(made))
             if conn.execute(sa.select(schema.realm.c.id)).first() is None:

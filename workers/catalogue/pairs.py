@@ -104,7 +104,7 @@ def _get(conn: sa.Connection, pair_id: str, *, lock: bool = False) -> Pair:
     query = _select().where(P.id == pair_id)
     row = conn.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise NotFound(f"the catalogue has no pair {pair_id}; `understudy pairs` lists those it has")
+        raise NotFound(f"the catalogue has no pair {pair_id}; `understudy status` shows those it has")
     return rows.read(row, Pair)
 
 

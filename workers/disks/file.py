@@ -11,18 +11,20 @@ import ctypes
 import ctypes.util
 import errno
 import fcntl
+import mmap
 import os
 import re
 import secrets
 import struct
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from workers.errors import ConfigError, DiskBusy, NoSpace, NotFound, Refused, UnderstudyError
-from workers.extents import EMPTY, Extents
-from workers.point import Piece
+from workers.extents import EMPTY, GRANULE, Extents
+from workers.point import BATCH, Piece
 
 # Linux: open-file-description locks (fcntl(2)). They belong to the open file, so a thread pool shares one and the
 # kernel drops it with the last descriptor, also after SIGKILL; a SIGSTOPped holder keeps it.
@@ -32,6 +34,9 @@ _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
+#: Runs of at least this many bytes are written past the page cache (O_DIRECT): a restore of 2.5 GiB took 6 to 11 s in
+#: the kernel through the cache, below 1 s past it. Scattered small writes are faster through it, with one fdatasync.
+DIRECT = 1 << 20
 #: pwritev takes at most IOV_MAX buffers
 _IOV_MAX = 1024
 _NO_PARENT = "ffffffff"
@@ -175,7 +180,14 @@ class FileWriter(FileReader):
         super().__init__(descriptor)
         os.close(self._fd)
         self._fd = _open(found.flat, os.O_RDWR)
+        self._direct = _open_direct(found.flat)
+        self._mine = threading.local()
         self._broken: OSError | None = None
+
+    def close(self) -> None:
+        super().close()
+        if self._direct is not None:
+            os.close(self._direct)
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """Neighbouring pieces go out in one pwritev; zeroes become holes where the file system can."""
@@ -200,11 +212,34 @@ class FileWriter(FileReader):
 
     def _pwritev(self, buffers: list[bytes | memoryview], offset: int) -> None:
         total = sum(len(b) for b in buffers)
+        if self._direct is not None and DIRECT <= total <= BATCH and offset % GRANULE == total % GRANULE == 0:
+            self._write_direct(buffers, offset, total)
+            return
         done = os.pwritev(self._fd, buffers, offset)
         if done < total:  # short writes happen at signals and at the end of space; the second call says which
-            rest = memoryview(b"".join(buffers))[done:]
-            while rest:
-                rest = rest[os.pwrite(self._fd, rest, offset + total - len(rest)) :]
+            self._pwrite(memoryview(b"".join(buffers))[done:], offset + done)
+
+    def _write_direct(self, buffers: list[bytes | memoryview], offset: int, total: int) -> None:
+        """Past the page cache, from this thread's own aligned memory."""
+        if not hasattr(self._mine, "memory"):
+            self._mine.memory = memoryview(mmap.mmap(-1, BATCH))
+        aligned, end = self._mine.memory, 0
+        for buffer in buffers:
+            aligned[end : end + len(buffer)] = buffer
+            end += len(buffer)
+        assert self._direct is not None
+        rest = aligned[:total]
+        while rest:
+            done = os.pwrite(self._direct, rest, offset + total - len(rest))
+            rest = rest[done:]
+            if done % GRANULE:  # a full file system may cut anywhere; the rest is no longer aligned
+                self._pwrite(rest, offset + total - len(rest))
+                return
+
+    def _pwrite(self, rest: memoryview, offset: int) -> None:
+        while rest:
+            done = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[done:], offset + done
 
     def _zero(self, offset: int, length: int) -> None:
         if _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
@@ -271,6 +306,14 @@ def _open(path: Path, flags: int) -> int:
         raise NotFound(f"{path} does not exist on this worker's mount; check that the datastore is mounted") from err
     except PermissionError as err:
         raise Refused(f"{path} may not be opened by this worker's user; mount the datastore with the right to") from err
+
+
+def _open_direct(path: Path) -> int | None:
+    """None where the file system has no O_DIRECT (tmpfs, some NFS servers)."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 @contextmanager

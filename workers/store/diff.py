@@ -123,11 +123,10 @@ def compare(a: Steps, b: Steps) -> tuple[Ints, Ints]:
     block_b = begin_b // _PER_BLOCK
     blocks = int(a.starts[-1]) // _PER_BLOCK
     more = np.cumsum(np.bincount(begin_a // _PER_BLOCK, minlength=blocks) - np.bincount(block_b, minlength=blocks))
-    at = np.arange(len(begin_b)) + np.concatenate((np.zeros(1, np.int64), more[:-1]))[block_b]
-    np.clip(at, 0, len(begin_a) - 1, out=at)
-    same = begin_a[at] == begin_b
-    same &= a.places[at] == b.places
-    same &= a.starts[1:][at] == b.starts[1:]
+    at = np.arange(len(begin_b)) + np.concatenate((np.zeros(1, np.int64), more[:-1])).take(block_b)
+    same = begin_a.take(at, mode="clip") == begin_b
+    same &= a.places.take(at, mode="clip") == b.places
+    same &= a.starts[1:].take(at, mode="clip") == b.starts[1:]
     rest_b = np.flatnonzero(~same)
     if not len(rest_b):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -26,8 +26,9 @@ def room(store: Path) -> Iterator[None]:
         if err.errno not in _FULL:
             raise
         raise NoSpace(
-            f"the store {store} is full ({err.strerror}): free space there, or keep fewer restore points and let prune "
-            f"delete what they held; nothing that was in the store is lost, and the run can go on afterwards"
+            f"the store {store} is full ({err.strerror}): free space there, or lower keep_last of its "
+            f"groups: what that gives up is freed after the next backups. Nothing that was in the store is lost, and "
+            f"the run can go on afterwards"
         ) from err
 
 

@@ -99,9 +99,9 @@ def safe(part: str, what: str) -> str:
 
 def damaged(path: Path, what: str) -> StoreDamaged:
     return StoreDamaged(
-        f"{path} is damaged: {what}. Nothing of it was used. Put the file back from a copy of the store. "
-        f"Where there is none: check the storage below it, move the file out of the store (what needs it cannot be "
-        f"read either way) and take a full backup, which stores that content anew"
+        f"{path} is damaged: {what}. Nothing of it was used. Put the file back from a copy of the "
+        f"store. Without a copy, configure a new store (stores.NAME.path) and run `understudy init`: the next backups "
+        f"go there and are full"
     )
 
 

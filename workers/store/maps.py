@@ -13,12 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.extents import GRANULE
+from workers.extents import GRANULE, Extents
 from workers.store import files, layout
-from workers.store.layout import FORMAT, HEAD_SIZE, MAPPED, MAPS_MAGIC, SEGMENT, SEGMENT_HEAD, SEGMENT_HEAD_SIZE
+from workers.store.layout import BLOCK, FORMAT, HEAD_SIZE, MAPPED, MAPS_MAGIC, SEGMENT, SEGMENT_HEAD, SEGMENT_HEAD_SIZE
 
 #: granules of a segment
 GRANULES = SEGMENT // GRANULE
+
+#: A block that changes and was in more than this many parts is stored whole. 16 lone granules that changed, a quarter
+#: of the block, leave 33 parts: storing it whole costs at most four times what the changes did, and what can be read
+#: together stays together. A segment has at most 64 steps a block, in practice below half of that.
+PARTS = 32
 
 Starts = NDArray[np.uint32]
 Places = NDArray[np.uint64]
@@ -279,3 +284,22 @@ def maps_path(folder: Path, file_id: int) -> Path:
 
 def maps_ids(folder: Path) -> list[int]:
     return [int(name.removesuffix(".maps"), 16) for name in files.names(folder, ".maps")]
+
+
+def mapped(segment: SegmentMap, base: int) -> Extents:
+    starts = segment.starts.astype(np.int64)
+    ends = np.append(starts[1:], GRANULES)
+    used = segment.places != 0
+    return Extents.from_arrays(starts[used] * GRANULE + base, (ends - starts)[used] * GRANULE)
+
+
+def fragmented(segment: SegmentMap) -> np.ndarray:
+    """For each block whether it lies in more than PARTS parts."""
+    starts = segment.starts[segment.places != 0].astype(np.int64)
+    return np.bincount(starts * GRANULE // BLOCK, minlength=SEGMENT // BLOCK) > PARTS
+
+
+def equal(a: SegmentMap, b: SegmentMap) -> bool:
+    return (
+        np.array_equal(a.starts, b.starts) and np.array_equal(a.places, b.places) and np.array_equal(a.packs, b.packs)
+    )

@@ -53,7 +53,8 @@ class Store:
         """A new store, or the one that is there. `BadInput` when there is something else."""
         path = path.absolute()
         with files.room(path):
-            path.mkdir(parents=True, exist_ok=True)
+            # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (path / "store.json").exists():
                 _create(path)
         return cls.open(path)

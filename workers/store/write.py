@@ -20,16 +20,12 @@ from workers.store import files, layout, prune
 from workers.store.index import Index
 from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
-from workers.store.maps import GRANULES, Maps, MapsWriter, SegmentMap, dense, from_dense
+from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped
 from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
 from workers.store.points import Points, encode
 from workers.store.read import DiskReader
 from workers.store.writers import Writers
 
-#: A block that changes and was in more than this many parts is stored whole. 16 lone granules that changed, a quarter
-#: of the block, leave 33 parts: storing it whole costs at most four times what the changes did, and what can be read
-#: together stays together. A segment has at most 64 steps a block, in practice below half of that.
-PARTS = 32
 #: A segment that changes and lies in more blobs of scraps than this, and in more than twice as many as would do, gets
 #: its scraps repacked in the disk's order. Reading it decodes at most that many MiB of scraps, which fit the cache.
 SCRAP_BLOBS = 64
@@ -145,7 +141,7 @@ class StoreWriter:
         if parent is not None:
             reader = _Padded(DiskReader(self._maps, self._packs, parent))
             if mode == "compare":
-                candidates |= _mapped(before, base).clip(base, end)
+                candidates |= mapped(before, base).clip(base, end)
         work = Work(
             base=base,
             size=size,
@@ -154,7 +150,7 @@ class StoreWriter:
             before=reader,
             source=source,
             candidates=candidates.align(GRANULE, base + SEGMENT),
-            fragmented=_fragmented(before),
+            fragmented=fragmented(before),
         )
         work.numbers = {pack: i + 1 for i, pack in enumerate(work.packs)}
         # A disk that shrank: what lies beyond its end is not carried along.
@@ -232,7 +228,7 @@ class StoreWriter:
         made = from_dense(work.places, work.packs)
         if not (made.places != 0).any():
             name = ""
-        elif not name or not _equal(made, self._maps.load(name)):
+        elif not name or not equal(made, self._maps.load(name)):
             with self._lock:
                 if self._file is None:
                     self._file = MapsWriter(self._root / "maps", self.run)
@@ -392,22 +388,3 @@ class _Padded:
         self.allocated = reader.allocated
         self.read = reader.read
         self.close = reader.close
-
-
-def _mapped(segment: SegmentMap, base: int) -> Extents:
-    starts = segment.starts.astype(np.int64)
-    ends = np.append(starts[1:], GRANULES)
-    used = segment.places != 0
-    return Extents.from_arrays(starts[used] * GRANULE + base, (ends - starts)[used] * GRANULE)
-
-
-def _fragmented(segment: SegmentMap) -> np.ndarray:
-    """For each block whether it lies in more than PARTS parts."""
-    starts = segment.starts[segment.places != 0].astype(np.int64)
-    return np.bincount(starts * GRANULE // BLOCK, minlength=SEGMENT // BLOCK) > PARTS
-
-
-def _equal(a: SegmentMap, b: SegmentMap) -> bool:
-    return (
-        np.array_equal(a.starts, b.starts) and np.array_equal(a.places, b.places) and np.array_equal(a.packs, b.packs)
-    )

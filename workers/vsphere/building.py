@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from pyVmomi import vim
 
-from workers.errors import BadInput, Touched
+from workers.errors import BadInput, Refused, Touched
 from workers.models import Controller, Disk, Model, Nic, VmConfig, VmState
 from workers.vsphere.hardware import CONTROLLERS, NICS, spelled
 from workers.vsphere.placement import Place
@@ -23,6 +23,10 @@ MARK = "understudy.replica"
 #: Source disk id -> the place of the replica's disk ("pvscsi:0:1" = kind, bus, unit), as JSON. A place outlives what
 #: changes keys, files and UUIDs, and a revert turns it back together with the hardware that it speaks of.
 DISKS = "understudy.disks"
+
+#: units of a controller that all kinds but IDE have (vSphere: 15 disks on SCSI and NVMe, 30 on SATA), and the one
+#: that a SCSI controller has for itself
+UNITS, SCSI_OWN_UNIT = 15, 7
 
 #: vCenter's IDE controllers are there in every VM, with these keys.
 _IDE_KEYS = {0: 200, 1: 201}
@@ -123,6 +127,22 @@ def place_of(disk: Disk, controllers: Iterable[Controller]) -> str:
     if controller is None:
         raise BadInput(f"{disk.label} hangs on a controller that is not in its VM's configuration")
     return f"{controller.kind}:{controller.bus}:{disk.unit}"
+
+
+def free_place(disk: Disk, controllers: Iterable[Controller], taken: Iterable[str]) -> Disk:
+    """The disk where it is on its source or, where another disk's copy is there (that one was moved on the source, its
+    copy was not), on the first free unit of the same controller.
+    """
+    controllers, taken = tuple(controllers), set(taken)
+    units = [disk.unit, *(unit for unit in range(UNITS) if unit != SCSI_OWN_UNIT)]
+    for unit in units:
+        moved = disk.model_copy(update={"unit": unit})
+        if place_of(moved, controllers) not in taken:
+            return moved
+    raise Refused(
+        f"there is no free place for {disk.label} on its controller: the replica's disks are where they were when they "
+        "were made. Remove the replica to have it built anew"
+    )
 
 
 def disk_places(disks: Iterable[Disk], controllers: Iterable[Controller]) -> str:

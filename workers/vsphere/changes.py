@@ -98,14 +98,8 @@ def enable(s: Session, state: VmState, *, wait: float = WAIT) -> bool:
     `ChangeTrackingUnusable` says why it cannot be: templates, snapshots (vSphere supports it only without).
     """
     moref, name = state.identity.moref, state.identity.name
-    with refused_to(f"read the VM {name} ({s})"):
-        # A worker may have died between the two halves of the cycle, its snapshot still on the way.
-        s.settle(s.vm(moref), wait)
+    tidy(s, moref, wait=wait)
     state = vm_state(s, moref)
-    for node in state.snapshots:
-        if node.name == _THROW_AWAY:
-            snapshots.remove(s, moref, node.moref, wait=wait)
-            state = vm_state(s, moref)
     if state.change_tracking:
         return False
     if state.config.template:
@@ -122,3 +116,12 @@ def enable(s: Session, state: VmState, *, wait: float = WAIT) -> bool:
     taken, _, _ = snapshots.create(s, moref, _THROW_AWAY, "removed at once", quiesce=False, wait=wait)
     snapshots.remove(s, moref, taken, wait=wait)
     return True
+
+
+def tidy(s: Session, moref: str, *, wait: float = WAIT) -> None:
+    """Remove the throw-away snapshot of a worker that died between the two halves of `enable`'s cycle."""
+    with refused_to(f"read the VM {moref} ({s})"):
+        s.settle(s.vm(moref), wait)  # it may be still on the way
+    for node in snapshots.tree(s, moref):
+        if node.name == _THROW_AWAY:
+            snapshots.remove(s, moref, node.moref, wait=wait)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 from urllib.parse import unquote
@@ -138,17 +139,20 @@ def controllers_of(devices: list[Any]) -> Iterator[Controller]:
 
 
 def disks_of(devices: list[Any]) -> Iterator[Disk]:
+    """A UUID that two disks of the VM share (one's file was copied by hand) names neither: then the device keys do."""
     buses: dict[Any, Any] = {d.key: d for d in devices if isinstance(d, _device.VirtualController)}
-    for device in devices:
-        if isinstance(device, _device.VirtualDisk):
-            yield _disk(device, buses.get(device.controllerKey))
+    disks = [device for device in devices if isinstance(device, _device.VirtualDisk)]
+    times = Counter(getattr(device.backing, "uuid", None) for device in disks)
+    for device in disks:
+        uuid = getattr(device.backing, "uuid", None)
+        yield _disk(device, buses.get(device.controllerKey), uuid if times[uuid] == 1 else None)
 
 
-def _disk(device: Any, controller: Any) -> Disk:
+def _disk(device: Any, controller: Any, uuid: str | None) -> Disk:
     backing = device.backing
     parent = getattr(backing, "parent", None)
     return Disk(
-        id=getattr(backing, "uuid", None) or f"key-{device.key}",
+        id=uuid or f"key-{device.key}",
         key=device.key,
         label=_label(device),
         capacity=device.capacityInBytes or device.capacityInKB * 1024,

@@ -21,6 +21,7 @@ from workers.vsphere.building import (
     ReplicaSpec,
     config_spec,
     disk_map,
+    free_place,
     network_for,
     options,
     place_of,
@@ -205,6 +206,8 @@ def change_hardware(
     Changes name disks by their ids on the source. An added disk is empty: also one that is removed in the same list.
     A compare-and-set as `write_cursor`; `Refused` while the VM runs or has snapshots.
     """
+    with refused_to(f"wait for what is under way at the VM {moref} ({s})"):
+        s.settle(s.vm(moref), wait)  # an earlier change whose answer was lost may still be at work
     state = vm_state(s, moref)
     token = _token(changes, change_version)
     last = state.notes.get(_HARDWARE, "")
@@ -259,7 +262,8 @@ def _reconfigure(
             new = next((d for d in point.disks if d.id == change.disk), None)
             if new is None:
                 raise BadInput(f"{change.label} is to be added but is not in the configuration of the point")
-            added.append(new.model_copy(update={"capacity": change.capacity}))
+            new = free_place(new.model_copy(update={"capacity": change.capacity}), point.controllers, places.values())
+            added.append(new)
             places[change.disk] = place_of(new, point.controllers)
         elif disk is None:
             raise Conflict(f"{state.identity.name} at {s} has no disk for {change.label}: read it again")
