@@ -14,8 +14,8 @@ from workers.errors import NotFound
 
 def worker(*, site: str | None, concurrency: int, as_json: bool) -> None:
     """Work on a site's runs, or with `site` None on the control queue. Returns when it was told to end."""
-    # Read when Celery is imported: SIGTERM then stops a worker at its runs' next checkpoint, or after
-    # worker_soft_shutdown_timeout puts them back, instead of waiting for slices of minutes.
+    # Read when Celery is imported: SIGTERM then gives what runs worker_soft_shutdown_timeout to come to the end of its
+    # slice, and puts the rest back, instead of waiting for slices of minutes.
     os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
     from tasks.app import CONTROL, adhoc_queue, configured, data_queue, here
 

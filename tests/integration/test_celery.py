@@ -97,6 +97,9 @@ def test_the_main_job_runs_by_itself(make_realm: Callable[..., Realm]) -> None:
     slots = [(run.target, run.slot) for run in runs]
     assert len(set(slots)) == len(slots), "a slot had two runs"
     assert world.catalogue.failures() == []
+    for file in world.folder.glob("*.log"):
+        assert PASSWORD not in file.read_text(), file
+    assert PASSWORD.encode() not in (world.folder / "catalogue.db").read_bytes()
     modes = [disk.mode for point in world.store.points(pair.source) for disk in point.disks]
     assert modes[0] == "full" and set(modes[1:]) <= {"delta", "compare"} and "delta" in modes
 

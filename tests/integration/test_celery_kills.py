@@ -151,3 +151,22 @@ def test_a_worker_that_is_told_to_end_lets_its_run_come_to_an_end(realm: Realm) 
 
 def seals(realm: Realm) -> int:
     return int(realm.world.dr.control()["calls"].get("CreateSnapshot_Task", 0))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_end_gives_up_what_does_not_come_to_an_end(realm: Realm) -> None:
+    """After the 30 s it ends its children and puts the message back."""
+    world = realm.world
+    point = prepared(realm, "stuck")
+    worker = realm.worker("dr")
+    worker.ready()
+    children = worker.children()
+    world.dr.fault("ReconfigVM_Task", DelayMs=120_000)  # vCenter takes its time with the cursor
+    run = realm.begun(realm.sync("stuck"))
+    worker.process.terminate()
+    worker.process.wait(PATIENCE)
+    services.wait_for(lambda: all(map(gone, children)), "the children's end", PATIENCE)
+    take_locks(realm, "stuck")
+    realm.worker("dr")
+    assert realm.ended(run).point == point
+    world.assert_replica_is("stuck", point)

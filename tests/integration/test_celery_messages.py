@@ -1,15 +1,18 @@
-"""Messages that vanish, come twice or come late: the catalogue is the ledger, they only say when to look into it."""
+"""Messages that vanish, come twice, come late, are called off or fail: the catalogue is the ledger, they only say when
+to look into it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests import services
-from tests.integration.realm import ASKED_ONLY, PATIENCE, Message, Realm
+from tests.integration.realm import ASKED_ONLY, LOOK, PATIENCE, Message, Realm
 from tests.integration.world import MIB
-from workers.models import Run
+from workers.errors import Touched
+from workers.models import Run, RunState
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,37 @@ def test_a_message_for_a_run_that_never_was_is_a_sentence(realm: Realm) -> None:
     failures = realm.world.catalogue.failures
     (failure,) = services.wait_for(lambda: [f for f in failures() if f.task == message.id], "its failure", PATIENCE)
     assert failure.family == "not found" and "the catalogue has no run 0000000000000000" in failure.message
+
+
+def test_a_message_that_is_called_off_is_told_and_is_only_a_delay(realm: Realm) -> None:
+    """Somebody presses "revoke" in Flower: the worker that gets the message drops it."""
+    point = prepared(realm, "called-off")
+    run, message = asked(realm, "called-off")
+    assert realm.redis.lpop("understudy:adhoc.dr") == message.raw
+    worker = realm.worker("dr")
+    worker.ready()
+    assert realm.client.control.revoke(message.id, reply=True, timeout=10)
+    realm.put("adhoc.dr", message)
+    failures = realm.world.catalogue.failures
+    (failure,) = services.wait_for(lambda: failures(run=run.id), "the failure row", PATIENCE)
+    assert (failure.family, failure.task, failure.vm) == ("revoked", message.id, "called-off")
+    assert realm.client.AsyncResult(message.id).state == "REVOKED"
+    synced_once(realm, run, point)
+
+
+def test_a_run_that_fails_is_one_failure_row_and_a_failed_task(realm: Realm) -> None:
+    """The replica runs: a person has to decide. Result, run and failure row say the same sentence."""
+    world = realm.world
+    prepared(realm, "touched")
+    run, message = asked(realm, "touched")
+    world.target.wait(world.vm(world.pair("touched").replica_name, "dr").PowerOnVM_Task())
+    realm.worker("dr")
+    failed = realm.ended(run, RunState.FAILED)
+    with pytest.raises(Touched) as told:
+        realm.client.AsyncResult(message.id).get(**LOOK)
+    (failure,) = world.catalogue.failures(run=run.id)
+    assert str(told.value) == failure.message == failed.error
+    assert (failure.family, failure.vm, failure.kind) == ("touched", "touched", "sync")
+    assert "is running" in failure.message and "Traceback" not in failure.message
+    (line,) = [each for each in json.loads(realm.command("status", "--json").stdout) if each["vm"] == "touched"]
+    assert (line["state"], line["sync"]["sentence"]) == ("touched", failed.error)

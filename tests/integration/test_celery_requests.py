@@ -7,6 +7,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +121,8 @@ def test_flower_enqueues_a_sync_for_who_has_its_password(realm: Realm, flower: F
 
     status, text = flower.call(f"/api/task/result/{task}?timeout=30")
     assert status == 200 and json.loads(text)["result"][0]["run"] == run.id
+    argv = Path(f"/proc/{flower.process.process.pid}/cmdline").read_text()
+    assert "flower" in argv and FLOWER_PASSWORD not in argv
     for path in ("/api/workers", "/api/tasks", f"/api/task/info/{task}"):
         status, text = flower.call(path)
         assert status in (200, 404) and PASSWORD not in text and FLOWER_PASSWORD not in text
