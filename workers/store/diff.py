@@ -124,7 +124,7 @@ def compare(a: Steps, b: Steps) -> tuple[Ints, Ints]:
     blocks = int(a.starts[-1]) // _PER_BLOCK
     more = np.cumsum(np.bincount(begin_a // _PER_BLOCK, minlength=blocks) - np.bincount(block_b, minlength=blocks))
     at = np.arange(len(begin_b)) + np.concatenate((np.zeros(1, np.int64), more[:-1])).take(block_b)
-    # Where b's last block has more steps than a's, the ranks reach beyond a's end; a step found there is still the same.
+    # Where b's last block has more steps than a's, a rank may lie beyond a's end; a match there is still one.
     np.minimum(at, len(begin_a) - 1, out=at)
     same = begin_a.take(at) == begin_b
     same &= a.places.take(at) == b.places
