@@ -112,18 +112,21 @@ class Life:
         self.tell(f"hardware: {what}, {[d.capacity // MIB for d in world.disks(self.name)]} MiB")
 
     def lose_tracking(self) -> None:
-        if self.world.store.newest(self.uuid) is not None:
+        if self._tracked():
             self._control(cbt={"VM": self.name, "Disk": self._disk()[0], "Reset": True})
         if self.rng.random() < 0.5 and not self.world.state(self.name).snapshots:
             off = vim.vm.ConfigSpec(changeTrackingEnabled=False)
             self.world.source.wait(self.world.vm(self.name).ReconfigVM_Task(off))
+
+    def _tracked(self) -> bool:
+        return self.world.store.newest(self.uuid) is not None and self.world.state(self.name).change_tracking
 
     def hide_a_change(self) -> None:
         """Change tracking misses a range that was written; every block is sampled until its answer is over."""
         newest = self.world.store.newest(self.uuid)
         number, size = self._disk()
         tracked = {d.disk.id for d in newest.disks if d.disk.change_id} if newest is not None else set()
-        if RunKind.BACKUP in self.dead or self.world.disks(self.name)[number].id not in tracked:
+        if RunKind.BACKUP in self.dead or not self._tracked() or self.world.disks(self.name)[number].id not in tracked:
             return
         offset = self.rng.randrange(0, size // MIB) * MIB
         self._control(cbt={"VM": self.name, "Disk": number, "Hide": {"Offset": offset, "Length": MIB}, "Answers": 1})
