@@ -17,6 +17,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   └── StoreTooNew             written by a newer format than this program reads
 ├── FencedOut                   a newer run owns the target: stop at once, write nothing
 ├── SnapshotLost                the run's snapshot is gone: the run starts again from a new one
+├── WorkerLost                  its workers died once too often: somebody must look why
 ├── Conflict                    a compare-and-set lost: read again, decide again
 └── BadInput                    what was asked or configured cannot be
     ├── ConfigError             a key, its value, what is allowed
@@ -103,6 +104,16 @@ class FencedOut(UnderstudyError):
 
 class SnapshotLost(UnderstudyError):
     family = "snapshot lost"
+
+
+class WorkerLost(UnderstudyError):
+    family = "worker lost"
+
+    def __init__(self, times: int) -> None:
+        super().__init__(
+            f"its worker was lost {times} times in a row (killed, out of memory, or its machine went down); "
+            "look at the workers' logs, then start it again"
+        )
 
 
 class Conflict(UnderstudyError):

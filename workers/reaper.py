@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
-from workers.errors import FencedOut
+from workers.errors import FencedOut, WorkerLost
 from workers.models import Run
 from workers.run import Here, give_up
 from workers.settings import seconds
@@ -35,11 +35,7 @@ def reap(here: Here) -> Found:
         if run.attempts < tuning.attempts:
             lost.append(run)
             continue
-        sentence = (
-            f"its worker was lost {run.attempts} times in a row (killed, out of memory, or its machine went down); "
-            "look at the workers' logs, then start it again"
-        )
-        _end(here, run, sentence, "worker lost", ended)
+        _end(here, run, str(WorkerLost(run.attempts)), WorkerLost.family, ended)
     return Found(lost, ended, _unclean(here))
 
 

@@ -17,7 +17,7 @@ import structlog
 
 from workers import faults
 from workers.catalogue import Catalogue
-from workers.errors import Conflict, FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError
+from workers.errors import Conflict, FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError, WorkerLost
 from workers.models import Run, RunReport, RunState, Slice
 from workers.settings import Settings, seconds
 
@@ -162,7 +162,7 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         return RunReport(run=run_id, vm=now.vm, outcome=now.state, reason="another worker has it, or it has ended")
     live = Live(here, run, owner)
     if run.attempts > tuning.attempts:
-        _fail(live, err := UnderstudyError(f"its worker was lost {run.attempts - 1} times"), str(err))
+        _fail(live, err := WorkerLost(run.attempts - 1), str(err))
         raise err
     with _renewed(live):
         try:
@@ -216,7 +216,7 @@ def _put_off(live: Live, err: Exception, pause: int, *, counted: bool) -> RunRep
     return live.report("waiting", f"{err}; tried again in {pause} s")
 
 
-def give_up(here: Here, run: Run, sentence: str, family: str = "worker lost") -> None:
+def give_up(here: Here, run: Run, sentence: str, family: str = WorkerLost.family) -> None:
     """End a run that nobody can go on with. Raises `FencedOut` when another worker has it after all."""
     owner = _owner()
     if here.catalogue.claim(run.id, owner, seconds(here.settings.tuning.lease)) is None:
