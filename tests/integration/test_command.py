@@ -62,7 +62,9 @@ class Command:
 
     def start(self, *arguments: str) -> services.Program:
         log = self.world.folder / f"{'-'.join(arguments).replace('/', '')}.log"
-        self.processes.append(services.Program(self.argv(*arguments), log, env=ENV, cwd=self.cwd))
+        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that: undone by env.
+        argv = ["env", "--default-signal=INT", *self.argv(*arguments)]
+        self.processes.append(services.Program(argv, log, env=ENV, cwd=self.cwd))
         return self.processes[-1]
 
     def workers(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.store.disks import MemoryDisk, assert_content, backup, noise
 from workers.extents import GRANULE, Extents
 from workers.models import RestorePoint
-from workers.store import Store, write
+from workers.store import Store, maps, write
 from workers.store.layout import BLOCK, SEGMENT
 
 #: around the border of two map segments, so that both and the cut between them are exercised
@@ -64,7 +64,7 @@ def change(disk: MemoryDisk, written: list[Write]) -> Extents:
 def test_rounds(
     script: list[list[Write]], threads: int, parts: int, blobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write, "PARTS", parts)
+    monkeypatch.setattr(maps, "PARTS", parts)
     monkeypatch.setattr(write, "SCRAP_BLOBS", blobs)
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "store")
