@@ -179,18 +179,21 @@ def end(folder: Path, services: Iterable[tuple[str, Record | None]], *, grace: f
     Raises `LabError` when something survives that.
     """
     names = []
+    asked: set[Process] = set()
     for name, record in services:
         names.append(name)
+        found = members(folder, name)
+        asked.update(found)
         if record is not None and alive(record):
             _signal(record.process, signal.SIGTERM)
             _signal(record.process, signal.SIGCONT)  # a stopped process would not hear it
         else:
-            for process in members(folder, name):
+            for process in found:
                 _signal(process, signal.SIGTERM)
-    left = _wait_gone(folder, names, grace)
+    left = _wait_gone(folder, names, asked, grace)
     for process in left:
         _signal(process, signal.SIGKILL)
-    if left and (left := _wait_gone(folder, names, 10)):
+    if left and (left := _wait_gone(folder, names, asked, 10)):
         pids = ", ".join(str(process.pid) for process in left)
         raise LabError(f"the processes {pids} of the lab in {folder} do not end even when killed; look at them with ps")
 
@@ -199,9 +202,17 @@ def log_path(folder: Path, service: str) -> Path:
     return folder / "logs" / f"{service}.log"
 
 
-def _wait_gone(folder: Path, names: list[str], seconds: float) -> list[Process]:
+def _wait_gone(folder: Path, names: list[str], known: set[Process], seconds: float) -> list[Process]:
+    """Wait for every process of the services; `known` grows by those that are seen.
+
+    A process that is ending has lost its environment, hence its mark, some time before it has ended.
+    """
     deadline = time.monotonic() + seconds
-    while left := [process for name in names for process in members(folder, name)]:
+    while True:
+        known.update(process for name in names for process in members(folder, name))
+        left = [process for process in known if start_time(process.pid) == process.started]
+        if not left:
+            break
         rest = deadline - time.monotonic()
         if rest <= 0:
             break

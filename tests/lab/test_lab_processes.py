@@ -78,6 +78,22 @@ def test_end_asks_first(folder: Path, run: Callable[[Service], Record]) -> None:
     assert not processes.alive(record) and not pids(folder)
 
 
+def test_end_waits_for_a_process_that_has_lost_its_mark(
+    folder: Path, run: Callable[[Service], Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is ending loses its environment before it has ended (exit_mm comes before exit_notify)."""
+    slow = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit()))\n"
+        "print('child', flush=True)\nwhile True: signal.pause()"
+    )
+    record = run(python("one", slow))
+    looks = iter([processes.members(folder, "one")])
+    monkeypatch.setattr(processes, "members", lambda *_: next(looks, []))
+    processes.end(folder, [("one", record)], grace=20)
+    assert not processes.alive(record)
+
+
 def test_end_kills_what_does_not_listen_or_is_stopped(folder: Path, run: Callable[[Service], Record]) -> None:
     deaf = run(
         python("deaf", "import signal; signal.signal(15, signal.SIG_IGN)\nprint('child', flush=True)\nsignal.pause()")
