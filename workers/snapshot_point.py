@@ -101,14 +101,16 @@ class SnapshotPoint:
 
     def nvram(self) -> str | None:
         """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
+        file: str | None = None
         try:
             file = inventory.nvram_path(self.session, self.state.identity.moref)
             if file is None:
                 return None
             return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
         except (UnderstudyError, OSError) as err:
+            why = f"{err.filename or file}: {err.strerror}" if isinstance(err, OSError) else err
             self.live.note(
-                f"the NVRAM was not read ({err}); a VM built from this point starts with empty firmware settings"
+                f"the NVRAM was not read ({why}); a VM built from this point starts with empty firmware settings"
             )
             return None
 

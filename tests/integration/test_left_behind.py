@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration import invariants
 from tests.integration.world import MIB, World
 from workers import backup, replicate, snapshot_point
 from workers.errors import Refused, UnderstudyError
@@ -106,6 +107,17 @@ def test_firmware_settings_follow_the_source_also_after_a_crash(world: World) ->
     world.backup("nvram")
     world.sync("nvram")
     assert nvram(world, replica, "dr").read_bytes() == b"boot entries of the second day"
+
+
+def test_firmware_settings_that_can_not_be_read_are_named_and_the_backup_goes_on(world: World) -> None:
+    world.make_vm("unread", 8 * MIB)
+    file = nvram(world, "unread", "prod")
+    file.unlink()
+    file.mkdir()
+    world.backup("unread")
+    notes = [reason for reason in world.catalogue.runs(vm="unread", limit=1)[0].reasons if "NVRAM" in reason]
+    assert len(notes) == 1 and f"{file}: Is a directory" in notes[0]
+    invariants.check(world, "unread")
 
 
 def test_a_removal_that_takes_long_is_waited_for_and_is_no_failed_try(
