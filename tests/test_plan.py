@@ -199,25 +199,56 @@ SEAL = seal(plan.seal_name(REALM, PAIR, ONE.id))
 )
 def test_touched(held: Cursor, now: dict[str, object], evidence: str, error: type[Exception] | None) -> None:
     if error is None:
-        assert plan.check_untouched(held, state(**now), evidence, discard=False) is None
+        assert plan.check_untouched(held, state(**now), evidence, {}, discard=False) is None
     else:
         with pytest.raises(error):
-            plan.check_untouched(held, state(**now), evidence, discard=False)
+            plan.check_untouched(held, state(**now), evidence, {}, discard=False)
 
 
 def test_giving_the_changes_up_means_compare() -> None:
-    reason = plan.check_untouched(cursor(), state(snapshots=(SEAL,)), "other", discard=True)
+    reason = plan.check_untouched(cursor(), state(snapshots=(SEAL,)), "other", {}, discard=True)
     assert reason is not None and "given up on request" in reason
     assert plan.decide(cursor(), [ONE], store="S", compare=reason).mode == "compare"
 
 
 def test_a_running_replica_is_not_touched_even_on_request() -> None:
     with pytest.raises(Touched):
-        plan.check_untouched(cursor(), state(power="poweredOn"), "E", discard=True)
+        plan.check_untouched(cursor(), state(power="poweredOn"), "E", {}, discard=True)
 
 
-def test_stopped_while_taking_over_means_compare_without_asking() -> None:
-    assert plan.check_untouched(cursor("applying", ONE.id, (TWO.id,), content=""), state(), "any", discard=False)
+def test_stopped_before_taking_over_what_it_built_means_compare_without_asking() -> None:
+    held = cursor("applying", None, (TWO.id,), content="")
+    assert plan.check_untouched(held, state(), "any", {}, discard=False)
+
+
+def test_hole_7_a_boot_while_the_content_ids_were_renewed_is_noticed() -> None:
+    """The run died with one disk renewed and one not, or with one added: nothing else may have another content id."""
+    old, renewed, added = (disk(f"d{n}", content_id=f"c{n}") for n in range(3))
+    taken = plan.taking("5eed5eed", (old, renewed))
+    held = cursor("applying", ONE.id, (TWO.id,), content="", taking=taken)
+    renewed = renewed.model_copy(update={"content_id": "given"})
+    cids = {"d0": "beef0000", "d1": plan.new_cid(taken, "d1"), "d2": "beef0002"}
+
+    def look(*disks: Disk, discard: bool = False) -> str | None:
+        return plan.check_untouched(held, state(config=config(*disks)), "any", cids, discard=discard)
+
+    assert look(old, renewed, added) is None
+    booted = old.model_copy(update={"content_id": "booted"})
+    with pytest.raises(Touched, match="Hard disk d0 has another content id"):
+        look(booted, renewed, added)
+    assert look(booted, renewed, added, discard=True)
+    cids["d1"] = "beef0001"
+    with pytest.raises(Touched, match="Hard disk d1 has"):
+        look(old, renewed, added)
+
+
+def test_the_largest_cursor_fits() -> None:
+    disks = [disk(f"6000c29f-{n:04d}-4d0c-9d3a-2f6d7c1f0a{n:02x}", content_id=f"{n:032x}") for n in range(256)]
+    targets = tuple(f"{n:08d}-9f86d081" for n in range(plan.MOST_TARGETS))
+    largest = cursor("applying", "00000001-9f86d081", targets, compare="w" * 300, content="",
+                     taking=plan.taking("5eed5eed", disks), realm="r" * 36, pair="p" * 36, vcenter="v" * 36,
+                     vm="m" * 36, source="s" * 36, store="t" * 32, run="u" * 16, disks="d" * 32)  # fmt: skip
+    assert len(largest.model_dump_json(exclude_defaults=True)) <= 4096
 
 
 MIB = 1 << 20

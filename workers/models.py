@@ -200,6 +200,8 @@ class Cursor(Model):
     disks: str
     #: digest of the disks' contentIds that our own writing left or began with; "" while we change them
     content: str = ""
+    #: while `content` is "": what the disks' content ids were and will be (plan.taking), so that a touch still shows
+    taking: str = ""
     #: disks of the source that were added to the replica since `base`: their blocks began as zeroes
     fresh: tuple[str, ...] = ()
     #: why nothing may be concluded from `base` and `targets`: only a compare of every block may end this

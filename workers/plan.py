@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from workers.errors import Foreign, Refused, Touched
@@ -74,10 +76,50 @@ def check_ours(cursor: Cursor, state: VmState, *, realm: str, pair: str, source:
         )
 
 
-def check_untouched(cursor: Cursor, state: VmState, evidence: str, *, discard: bool) -> str | None:
+def taking(seed: str, disks: Iterable[Disk]) -> str:
+    """For the cursor, while the disks of a replica get new content ids: a seed for the new ones, and the old ones.
+
+    8 characters a disk, 4 for each digest: with the 256 disks that a VM may have that is half of the cursor's 4 KiB.
+    """
+    return seed + "".join(sorted(_short(disk.id) + _short(disk.content_id) for disk in disks))
+
+
+def new_cid(taken: str, disk: str) -> str:
+    """The content id that the disk gets: whoever comes after a crash knows it too. Never one of VMDK's two marks."""
+    return f"{int.from_bytes(_digest(f'{taken[:8]} {disk}')[:4]) % 0xFFFFFFFD + 1:08x}"
+
+
+def changed_while_taken(taken: str, disks: Iterable[Disk], cids: Mapping[str, str]) -> list[str]:
+    """Labels of the disks that have neither the content id which `taken` remembers nor the one it gives out.
+
+    `cids`: as the descriptors say. A disk that `taken` does not know was added by the run that wrote it.
+    """
+    entries = {taken[i : i + 8] for i in range(8, len(taken), 8)}
+    known = {entry[:4] for entry in entries}
+    return [
+        disk.label
+        for disk in disks
+        if _short(disk.id) in known
+        and _short(disk.id) + _short(disk.content_id) not in entries
+        and cids.get(disk.id) != new_cid(taken, disk.id)
+    ]
+
+
+def _short(text: str) -> str:
+    return base64.b64encode(_digest(text)[:3]).decode()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def check_untouched(
+    cursor: Cursor, state: VmState, evidence: str, cids: Mapping[str, str], *, discard: bool
+) -> str | None:
     """None when nobody but us changed the replica; else, with `discard`, the reason to compare all of it.
 
-    `evidence` is the digest of the disks' contentIds now. Raises `Touched` (a person must decide) or `Refused`
+    `evidence` is the digest of the disks' contentIds now, `cids` their descriptors' content ids (needed where a run
+    died while it renewed them). Raises `Touched` (a person must decide) or `Refused`
     (a snapshot of somebody else stands on the disks).
     """
     name = state.identity.name
@@ -98,8 +140,11 @@ def check_untouched(cursor: Cursor, state: VmState, evidence: str, *, discard: b
         finding = "vCenter gives no content ids for its disks, so that nothing proves that they are as we left them"
     elif state.snapshots and (len(state.snapshots) > 1 or state.snapshots[0].name != ours):
         finding = f"its snapshots ({', '.join(s.name for s in state.snapshots)}) do not belong to its cursor ({ours})"
+    elif cursor.taking:
+        if changed := changed_while_taken(cursor.taking, state.config.disks, cids):
+            finding = f"{', '.join(changed)} has another content id than a run that stopped could have left"
     elif cursor.content == "" and cursor.state == "applying":
-        return "the last run stopped while it was taking the replica over"
+        return "the last run stopped before it had taken over the replica that it built"
     elif evidence != cursor.content:
         finding = "its disks' content ids are not those that the last sync left"
     if finding is None:

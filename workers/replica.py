@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workers import plan
+from workers.disks.file import Descriptor, datastore_file
 from workers.errors import ConfigError, Foreign, NotFound
 from workers.extents import Extents
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
@@ -45,8 +46,15 @@ class Replica:
                 )
             plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
             self.evidence = replica.content_evidence(self.state)
-            self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, discard=discard)
+            cids = self._cids() if self.cursor.taking else {}
+            self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
         self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+
+    def _cids(self) -> dict[str, str]:
+        """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
+        assert self.state is not None
+        disks = [disk for disk in self.state.config.disks if disk.parent is None]
+        return {disk.id: Descriptor(datastore_file(self.site.datastores, disk.file)).cid for disk in disks}
 
     @staticmethod
     def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:

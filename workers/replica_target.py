@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
@@ -195,6 +196,7 @@ class ReplicaTarget(HeldReplica):
                 base=old.base,
                 targets=targets,
                 content=old.content,
+                taking=old.taking,
                 disks=old.disks,
                 fresh=old.fresh,
                 compare=compare,
@@ -225,16 +227,17 @@ class ReplicaTarget(HeldReplica):
     def _own(self, changes: Sequence[HardwareChange]) -> None:
         """Hardware follows the point, and the disks get new content ids: what was known of their data is void.
 
-        Between the cursor with `content=""` and the one with the new evidence a crash costs a compare, nothing else.
+        After a crash between the cursor with `content=""` and the one with the new evidence each disk must have its old
+        content id or the one that `taking` gives it: else somebody else opened it.
         """
         assert self.state is not None and self.cursor is not None and self.goal is not None
         current = replica.content_evidence(self.state)
         if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
             return  # an earlier message of this run came this far
         added = tuple(c.disk for c in changes if c.kind == "add disk" and c.disk not in self.cursor.fresh)
-        if self.cursor.content or added:
-            fresh = (*self.cursor.fresh, *added)
-            self._write(self.cursor.model_copy(update={"content": "", "fresh": fresh, "nonce": nonce()}))
+        taking = plan.taking(secrets.token_hex(4), self.state.config.disks)
+        fresh = (*self.cursor.fresh, *added)
+        self._write(self.cursor.model_copy(update={"content": "", "taking": taking, "fresh": fresh, "nonce": nonce()}))
         if self.live.recall("discard") is not None:
             self.live.remember(discard=None)  # what was given up is what was there now; the cursor says to compare it
         faults.at("own.before")
@@ -251,7 +254,7 @@ class ReplicaTarget(HeldReplica):
             self._reread()
             faults.at("hardware.after")
         for disk in self._disks().values():
-            Descriptor(self._path(disk)).renew_cid()
+            Descriptor(self._path(disk)).renew_cid(plan.new_cid(taking, disk.id))
         self._reread()
         faults.at("own.renewed")
         if not replica.content_evidence(self.state):
@@ -263,6 +266,7 @@ class ReplicaTarget(HeldReplica):
             self.cursor.model_copy(
                 update={
                     "content": replica.content_evidence(self.state),
+                    "taking": "",
                     "disks": replica.disk_binding(self.state),
                     "nonce": nonce(),
                 }

@@ -99,9 +99,9 @@ def test_a_new_content_id_and_nothing_else_changes(tmp_path: Path) -> None:
     before = disk.read_text()
     inode = disk.stat().st_ino
     descriptor = Descriptor(disk)
-    descriptor.renew_cid()
-    assert descriptor.cid != "1234abcd"
-    assert disk.read_text() == before.replace("1234abcd", descriptor.cid)
+    descriptor.renew_cid("00c0ffee")
+    assert descriptor.cid == "00c0ffee"
+    assert disk.read_text() == before.replace("1234abcd", "00c0ffee")
     assert disk.stat().st_ino == inode
 
 

@@ -143,6 +143,31 @@ def test_hole_7_power_on_by_hand_while_applying(world: World) -> None:
     world.assert_replica_is("h7", point)
 
 
+@pytest.mark.parametrize("step", ["own.before", "hardware.after", "own.renewed"])
+def test_hole_7_power_on_by_hand_while_the_replica_was_taken_over(world: World, step: str) -> None:
+    """The run dies while the disks get new content ids: a boot after that must still show, and nothing else may."""
+    name = f"h7-{step.replace('.', '-')}"
+    world.make_vm(name, 16 * MIB)
+    world.backup(name)
+    world.sync(name)
+    world.add_disk(name, 2 * MIB)
+    world.backup(name)
+    dead = world.request_sync(name)
+    world.killed_at(dead, step)
+    plan = world.plan(name)
+    assert "compare" not in {disk.mode for disk in plan.disks}, "what is known of the disks still holds"
+    replica = world.pair(name).replica_name
+    vm = world.vm(replica, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": replica, "Disk": 0, "Offset": 12 * MIB, "Hex": "ff" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    with pytest.raises(Touched):
+        replicate.run(world.here, dead.id)
+    point = world.backup(name).point
+    world.sync(name, discard=True)
+    world.assert_replica_is(name, point)
+
+
 def test_hole_7_a_compare_that_dies_is_still_a_compare_for_the_next_run(world: World) -> None:
     """The run that must compare everything dies; the next one may not believe the unremarkable cursor it finds."""
     world.make_vm("h7c", 16 * MIB)

@@ -14,7 +14,6 @@ import fcntl
 import mmap
 import os
 import re
-import secrets
 import struct
 import threading
 import time
@@ -101,12 +100,11 @@ class Descriptor:
             if other != self.path and other.stat().st_size < 1 << 16 and mark in other.read_text("latin-1")
         ]
 
-    def renew_cid(self) -> None:
-        """Give the disk a new content id: its data is about to change. In place, same length, synced."""
+    def renew_cid(self, fresh: str) -> None:
+        """Give the disk the content id `fresh` (8 hex digits): its data is about to change. In place, synced."""
         match = re.search(r"^CID=(\w{8})", self.text, re.MULTILINE)
         if match is None:
             raise Refused(f"the descriptor {self.path} has no CID line; it is left alone")
-        fresh = f"{secrets.randbelow(0xFFFFFFFD) + 1:08x}"
         with open(self.path, "r+b") as file:
             file.seek(match.start(1))
             file.write(fresh.encode())
