@@ -1,7 +1,7 @@
 """The Celery app: its settings, each with its reason, and what a worker process has at hand.
 
 `celery -A tasks.app` and the command `understudy` use the same. The configuration is the one that UNDERSTUDY_CONFIG or
-the current directory names (workers/settings.py).
+the current directory names (workers/settings/).
 """
 
 from __future__ import annotations

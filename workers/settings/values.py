@@ -1,0 +1,61 @@
+"""What values of the configuration look like: times, sizes, cron lines, time zones."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def seconds(text: str) -> int:
+    """'90s', '15m', '4h', '1d', '1w' -> seconds."""
+    if text[:-1].isdigit() and text[-1:] in UNITS and int(text[:-1]) > 0:
+        return int(text[:-1]) * UNITS[text[-1]]
+    raise ValueError("a number and a unit: 90s, 15m, 4h, 1d or 1w")
+
+
+def size(text: str) -> int:
+    """'500GB', '20 GiB' -> bytes."""
+    for unit, factor in SIZES.items():
+        number = text.removesuffix(unit).rstrip()
+        if text.endswith(unit) and number.isdigit() and int(number) > 0:
+            return int(number) * factor
+    raise ValueError("a number and a unit: 500MB, 20GB, 2TB, 512MiB, 20GiB or 2TiB")
+
+
+def _interval(text: str) -> str:
+    seconds(text)
+    return text
+
+
+def _size(text: str) -> str:
+    size(text)
+    return text
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, KeyError) as err:  # ZoneInfoNotFoundError is a KeyError
+        raise ValueError("a time zone name such as UTC or Europe/Berlin") from err
+    return name
+
+
+def _cron(text: str) -> str:
+    try:
+        CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
+    except CronSimError as err:
+        raise ValueError("a cron line of five fields, e.g. '30 1 * * *'") from err
+    return text
+
+
+Interval = Annotated[str, AfterValidator(_interval)]
+Size = Annotated[str, AfterValidator(_size)]
+Cron = Annotated[str, AfterValidator(_cron)]
+Zone = Annotated[str, AfterValidator(_zone)]
