@@ -19,8 +19,9 @@ PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE
 READERS = {"workers.settings.load", "workers.settings.find", "workers.settings.FAULT", "workers.settings.read"}
 #: of everybody else's
 PURE_OTHERS = {
-    "__future__", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch", "functools",
-    "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "random", "re", "typing", "zoneinfo",
+    "__future__", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch",
+    "functools", "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "random", "re",
+    "typing", "zoneinfo",
 }  # fmt: skip
 #: library -> the places that may import it (a folder ends with a slash)
 ONLY_IN = {
