@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.ours import peak_mib
 from workers.extents import GRANULE
 from workers.models import Disk, PointDisk
 from workers.store import Store
@@ -115,7 +115,7 @@ def diff(folder: Path, shape: str) -> dict[str, float]:
         "busy": time.process_time() - worked,
         "total": found.total,
         "ranges": len(found),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
     }
 
 

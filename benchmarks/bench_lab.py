@@ -63,15 +63,19 @@ class Calls:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=9)
-    runs = arguments.parse_args().runs
+    print(measure(arguments.parse_args().runs))
+
+
+def measure(runs: int) -> str:
+    """A lab of its own, and what it took in it."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _measure(Path(folder) / "lab", runs)
+            return _measure(Path(folder) / "lab", runs)
         finally:
             lifecycle.down(Path(folder) / "lab", erase=True)
 
 
-def _measure(folder: Path, runs: int) -> None:
+def _measure(folder: Path, runs: int) -> str:
     state = lifecycle.up(folder, extra=POLICY)
     os.environ["UNDERSTUDY_CONFIG"] = str(state.config)
     settings = load(state.config)
@@ -110,15 +114,18 @@ def _measure(folder: Path, runs: int) -> None:
         change(50 + number)
         inside["backup"].append(_here(here, ask_backup, backup.run))
         inside["sync"].append(_here(here, ask_sync, replicate.run))
-    print("| 1 MiB changed of 256 MiB | request to commit, s (median) | range | in process, s | in vCenter, s |")
-    print("|---|---|---|---|---|")
+    head = "| 1 MiB changed of 256 MiB | request to commit, s (median) | range | in process, s | in vCenter, s |"
+    lines = [head, "|---|---|---|---|---|"]
     for what in ("backup", "sync"):
         times = queued[what]
         total = statistics.median(t for t, _ in inside[what])
         calls = statistics.median(c for _, c in inside[what])
         spread = f"{min(times):.2f} to {max(times):.2f}"
-        print(f"| {what} | {statistics.median(times):.2f} | {spread} | {total:.2f} | {calls:.2f} |")
-    print(f"\nPeak memory of a worker's process: {_peak(state) / 1024:.0f} MiB. Datastores: {state.datastores}.")
+        lines.append(f"| {what} | {statistics.median(times):.2f} | {spread} | {total:.2f} | {calls:.2f} |")
+    lines.append(
+        f"\nPeak memory of a worker's process: {_peak(state) / 1024:.0f} MiB. Datastores: {state.datastores}.\n"
+    )
+    return "\n".join(lines)
 
 
 def _through_workers(here: Here, ask: Callable[[], Any]) -> float:

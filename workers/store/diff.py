@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 #: the processor's cache, and numpy's cost per call (some 5 us) no longer shows.
 TOGETHER = 16
 
-_PER_BLOCK = np.uint32(BLOCK // GRANULE)
+_BLOCK_SHIFT = (BLOCK // GRANULE).bit_length() - 1
 
 
 class Steps(NamedTuple):
@@ -67,7 +67,10 @@ def _extents(parts: Sequence[tuple[Ints, Ints]], capacity: int) -> Extents:
         return EMPTY
     starts = np.concatenate([p[0] for p in parts])
     ends = np.concatenate([p[1] for p in parts])
-    return Extents.from_arrays(starts, ends - starts).clip(0, capacity)
+    # In order and disjoint: they only have to be joined where they touch. Sorting 1.6 million again took 0.3 s.
+    apart = np.flatnonzero(starts[1:] != ends[:-1])
+    starts = np.concatenate((starts[:1], starts[apart + 1]))
+    return Extents(starts, np.concatenate((ends[apart], ends[-1:]))).clip(0, capacity)
 
 
 def _differing(maps: Maps, batch: Sequence[tuple[int, str, str]]) -> tuple[Ints, Ints]:
@@ -120,20 +123,23 @@ def compare(a: Steps, b: Steps) -> tuple[Ints, Ints]:
     step took three times as long, a binary search four times.
     """
     begin_a, begin_b = a.starts[:-1], b.starts[:-1]
-    block_b = begin_b // _PER_BLOCK
-    blocks = int(a.starts[-1]) // _PER_BLOCK
-    more = np.cumsum(np.bincount(begin_a // _PER_BLOCK, minlength=blocks) - np.bincount(block_b, minlength=blocks))
-    at = np.arange(len(begin_b)) + np.concatenate((np.zeros(1, np.int64), more[:-1])).take(block_b)
+    # Shifted and made an index in one step each: numpy would copy any other type at every use.
+    block_a = np.right_shift(begin_a, _BLOCK_SHIFT, dtype=np.int64)
+    block_b = np.right_shift(begin_b, _BLOCK_SHIFT, dtype=np.int64)
+    blocks = int(a.starts[-1]) >> _BLOCK_SHIFT
+    more = np.zeros(blocks + 1, np.int64)
+    np.cumsum(np.bincount(block_a, minlength=blocks) - np.bincount(block_b, minlength=blocks), out=more[1:])
+    at = more.take(block_b)
+    at += np.arange(len(at))
     # Where b's last block has more steps than a's, ranks reach beyond a's end; a step found there is still the same.
-    np.minimum(at, len(begin_a) - 1, out=at)
-    same = begin_a.take(at) == begin_b
-    same &= a.places.take(at) == b.places
-    same &= a.starts[1:].take(at) == b.starts[1:]
+    same = a.places.take(at, mode="clip") == b.places
+    same &= begin_a.take(at, mode="clip") == begin_b
+    same &= a.starts[1:].take(at, mode="clip") == b.starts[1:]
     rest_b = np.flatnonzero(~same)
     if not len(rest_b):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     alone = np.ones(len(begin_a), bool)
-    alone[at[same]] = False
+    alone[np.minimum(at[same], len(begin_a) - 1)] = False
     return _cut(a, np.flatnonzero(alone), b, rest_b)
 
 
