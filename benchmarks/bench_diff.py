@@ -18,9 +18,12 @@ from workers.extents import GRANULE
 from workers.models import Disk, PointDisk
 from workers.store import Store
 from workers.store.layout import BLOCK, PLACE_PACK, PLACE_PACKED, PLACE_SLOT, SEGMENT
-from workers.store.maps import GRANULES, MapsWriter, SegmentMap, from_dense
+from workers.store.maps import GRANULES, MapsWriter, Name, SegmentMap, Since, from_dense, since
 
 SEGMENTS = 10 << 10
+SPREAD = "spread over every segment"
+#: from the newer to the older: no segment says where it comes from, so every step is compared
+BACKWARDS = "the same, compared step by step"
 PER_BLOCK = BLOCK // GRANULE
 #: chunks of a pack of 256 MiB at a compression of 3
 PER_PACK = 3000
@@ -36,11 +39,12 @@ def base(index: int) -> SegmentMap:
     return SegmentMap(starts, places, ids + np.uint64(1))
 
 
-def changed(segment: SegmentMap, index: int, runs: list[tuple[int, int]]) -> SegmentMap:
-    """The segment with runs of granules in scraps of a later run's pack."""
+def changed(segment: SegmentMap, name: str, index: int, runs: list[tuple[int, int]]) -> tuple[SegmentMap, Since | None]:
+    """The segment with runs of granules in scraps of a later run's pack, as a writer makes it."""
     starts = segment.starts.astype(np.int64)
     places = np.repeat(segment.places, np.diff(starts, append=GRANULES))
     places += np.arange(GRANULES, dtype=np.uint64) % np.uint64(PER_BLOCK)
+    before = places.copy()
     packs = [*segment.packs.tolist(), (1 << 40) + index // 30]
     done = 0
     for start, length in runs:
@@ -51,7 +55,7 @@ def changed(segment: SegmentMap, index: int, runs: list[tuple[int, int]]) -> Seg
             | at % np.uint64(256)
         )
         done += length
-    return from_dense(places, packs)
+    return from_dense(places, packs), since(Name.parse(name), before, places)
 
 
 def shapes(dice: np.random.Generator) -> dict[str, dict[int, list[tuple[int, int]]]]:
@@ -65,7 +69,7 @@ def shapes(dice: np.random.Generator) -> dict[str, dict[int, list[tuple[int, int
     for i in range(SEGMENTS):
         places = np.sort(dice.choice(GRANULES // 16, per_segment, replace=False)) * 16
         spread[i] = [(start, 16) for start in places.tolist()]
-    return {"in clusters": clustered, "spread over every segment": spread}
+    return {"in clusters": clustered, SPREAD: spread}
 
 
 def measure(folder: Path, runs: int) -> list[str]:
@@ -80,13 +84,15 @@ def measure(folder: Path, runs: int) -> list[str]:
         names["base"].append(str(writers["base"].append(segment)))
         for shape, where in wanted.items():
             same = index not in where
-            made = names["base"][-1] if same else str(writers[shape].append(changed(segment, index, where[index])))
+            made = names["base"][-1]
+            if not same:
+                made = str(writers[shape].append(*changed(segment, made, index, where[index])))
             names[shape].append(made)
     for writer in writers.values():
         writer.seal()
     (folder / "names.json").write_text(json.dumps(names))
     lines = []
-    for shape, where in wanted.items():
+    for shape, where in (*wanted.items(), (BACKWARDS, wanted[SPREAD])):
         said = [_in_a_process_of_its_own(folder, shape) for _ in range(runs)]
         truth = sum(length for parts in where.values() for _, length in parts) * GRANULE
         assert {one["total"] for one in said} == {truth}, (said, truth)
@@ -107,7 +113,9 @@ def _in_a_process_of_its_own(folder: Path, shape: str) -> dict[str, float]:
 def diff(folder: Path, shape: str) -> dict[str, float]:
     """What a worker does for `sync --plan`, from the two points' names of segments on."""
     names = json.loads((folder / "names.json").read_text())
-    a, b = _disk(tuple(names["base"])), _disk(tuple(names[shape]))
+    a, b = _disk(tuple(names["base"])), _disk(tuple(names[SPREAD if shape == BACKWARDS else shape]))
+    if shape == BACKWARDS:
+        a, b = b, a
     began, worked = time.perf_counter(), time.process_time()
     found = Store.open(folder).diff(a, b)
     return {

@@ -50,7 +50,7 @@ def test_steps_and_dense_are_the_same(script: list[tuple[int, int, int, int]]) -
     wanted = places(script)
     made = from_dense(wanted, PACKS)
     body = encode(made)
-    name = Name(layout.digest(body)[:16].hex(), 1, 0, len(body))
+    name = Name(maps.digest_of(body), 1, 0, len(body))
     assert Name.parse(str(name)) == name
     read = decode(Path("x"), name, body)
     assert read.starts[0] == 0 and (np.diff(read.starts.astype(int)) > 0).all()
@@ -89,7 +89,7 @@ def test_a_newer_segment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "FORMAT", 2)
     body = encode(from_dense(places([(3, 1, 0, 0)]), PACKS))
     monkeypatch.undo()
-    name = Name(layout.digest(body)[:16].hex(), 1, 0, len(body))
+    name = Name(maps.digest_of(body), 1, 0, len(body))
     with pytest.raises(StoreTooNew, match="format 2"):
         decode(Path("x.maps"), name, body)
 

@@ -57,10 +57,12 @@ PACKED = 2
 #: One segment of a file of maps.
 MAPPED = np.dtype([("digest", "V16"), ("offset", "<u8"), ("length", "<u8")])
 
-#: magic, version, steps, packs, padding, BLAKE3 of this and the packs (16 bytes); then the packs' ids, the places
-#: and the starts
-SEGMENT_HEAD = struct.Struct("<8sIIII")
+#: magic, version, steps, packs, changes, BLAKE3 (16 bytes) of the packs' ids and the changes, BLAKE3 (16 bytes) of the
+#: places and the starts; then these four. The digest of the head alone is the segment's name: it vouches for all.
+SEGMENT_HEAD = struct.Struct("<8sIIII16s16s8x")
 SEGMENT_HEAD_SIZE = 64
+#: before the changes, where there are any: the name of the segment that they lead from (digest, file, offset, length)
+SEGMENT_FROM = struct.Struct("<16sQQQ")
 
 #: A place: (number in the segment's list of packs + 1) << 32 | slot in the pack << 8 | granule in the blob; the top
 #: bit says that the blob is packed from scraps. 0 = zeroes.

@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from workers.extents import GRANULE, Extents
 from workers.store import files, layout
-from workers.store.layout import BLOCK, FORMAT, HEAD_SIZE, MAPPED, MAPS_MAGIC, SEGMENT, SEGMENT_HEAD, SEGMENT_HEAD_SIZE
+from workers.store.layout import (
+    BLOCK,
+    FORMAT,
+    HEAD_SIZE,
+    MAPPED,
+    MAPS_MAGIC,
+    SEGMENT,
+    SEGMENT_FROM,
+    SEGMENT_HEAD,
+    SEGMENT_HEAD_SIZE,
+)
 
 #: granules of a segment
 GRANULES = SEGMENT // GRANULE
@@ -41,9 +51,6 @@ class SegmentMap(NamedTuple):
     packs: NDArray[np.uint64]
 
 
-EMPTY_MAP = SegmentMap(np.zeros(1, np.uint32), np.zeros(1, np.uint64), np.zeros(0, np.uint64))
-
-
 class Name(NamedTuple):
     """Where a segment is and what it must hash to: no index is needed, and a manifest vouches for its maps."""
 
@@ -64,33 +71,82 @@ class Name(NamedTuple):
         return cls(digest, int(file, 16), int(offset, 16), int(length, 16))
 
 
-def encode(segment: SegmentMap) -> bytes:
-    head = SEGMENT_HEAD.pack(layout.SEGMENT_MAGIC, FORMAT, len(segment.starts), len(segment.packs), 0)
-    packs = segment.packs.astype("<u8").tobytes()
-    head += layout.digest(head + packs)[:16]
-    body = b"".join(
-        (
-            head.ljust(SEGMENT_HEAD_SIZE, b"\0"),
-            packs,
-            segment.places.astype("<u8").tobytes(),
-            segment.starts.astype("<u4").tobytes(),
-        )
-    )
-    return body.ljust(-(-len(body) // 8) * 8, b"\0")
+class Since(NamedTuple):
+    """Where a segment differs from the one that it was made from: a diff between the two needs no more than this."""
+
+    parent: Name
+    #: granules [starts[i], ends[i]), ascending; what lies outside has the same place in both
+    starts: Starts
+    ends: Starts
+
+
+#: A segment with more changes than this does not list them: the list would weigh as much as the map.
+MOST_CHANGES = 4096
+
+EMPTY_MAP = SegmentMap(np.zeros(1, np.uint32), np.zeros(1, np.uint64), np.zeros(0, np.uint64))
+
+
+def encode(segment: SegmentMap, since: Since | None = None) -> bytes:
+    origin = segment.packs.astype("<u8").tobytes()
+    if since is not None:
+        parent = since.parent
+        origin += SEGMENT_FROM.pack(bytes.fromhex(parent.digest), parent.file, parent.offset, parent.length)
+        origin += np.column_stack((since.starts, since.ends)).astype("<u4").tobytes()
+    steps = segment.places.astype("<u8").tobytes() + segment.starts.astype("<u4").tobytes()
+    steps = steps.ljust(-(-len(steps) // 8) * 8, b"\0")
+    counts = (len(segment.starts), len(segment.packs), len(since.starts) if since is not None else 0)
+    digests = (layout.digest(origin)[:16], layout.digest(steps)[:16])
+    return SEGMENT_HEAD.pack(layout.SEGMENT_MAGIC, FORMAT, *counts, *digests) + origin + steps
+
+
+def digest_of(body: bytes | memoryview) -> str:
+    """For a segment's name."""
+    return layout.digest(body[:SEGMENT_HEAD_SIZE])[:16].hex()
+
+
+class _Head(NamedTuple):
+    steps: int
+    packs: int
+    changes: int
+    origin: bytes
+    rest: bytes
+
+    @property
+    def places_at(self) -> int:
+        return SEGMENT_HEAD_SIZE + 8 * self.packs + (SEGMENT_FROM.size + 8 * self.changes if self.changes else 0)
+
+
+def _read_head(path: Path, name: Name, data: bytes | memoryview) -> _Head:
+    """Checked against the name's digest before anything in it is believed."""
+    if len(data) < SEGMENT_HEAD_SIZE or digest_of(data) != name.digest:
+        raise layout.damaged(path, f"the map segment at byte {name.offset} is not what it was named after")
+    magic, version, *fields = SEGMENT_HEAD.unpack_from(data)
+    layout.check_magic(path, magic, layout.SEGMENT_MAGIC, version)
+    return _Head(*fields)
+
+
+def _check(path: Path, name: Name, data: bytes | memoryview, wanted: bytes) -> None:
+    if layout.digest(data)[:16] != wanted:
+        raise layout.damaged(path, f"the map segment at byte {name.offset} is not what its head says")
 
 
 def decode(path: Path, name: Name, body: bytes | memoryview) -> SegmentMap:
-    """Checked against the name's digest before anything in it is believed."""
-    if len(body) != name.length or layout.digest(body)[:16].hex() != name.digest:
-        raise layout.damaged(path, f"the map segment at byte {name.offset} is not what it was named after")
-    magic, version, steps, packs, _ = SEGMENT_HEAD.unpack_from(body)
-    layout.check_magic(path, magic, layout.SEGMENT_MAGIC, version)
-    at = SEGMENT_HEAD_SIZE
+    head = _read_head(path, name, body)
+    at = head.places_at
+    _check(path, name, body[SEGMENT_HEAD_SIZE:at], head.origin)
+    _check(path, name, body[at : name.length], head.rest)
     return SegmentMap(
-        np.frombuffer(body, "<u4", steps, at + 8 * packs + 8 * steps),
-        np.frombuffer(body, "<u8", steps, at + 8 * packs),
-        np.frombuffer(body, "<u8", packs, at),
+        np.frombuffer(body, "<u4", head.steps, at + 8 * head.steps),
+        np.frombuffer(body, "<u8", head.steps, at),
+        np.frombuffer(body, "<u8", head.packs, SEGMENT_HEAD_SIZE),
     )
+
+
+def since(parent: Name, before: Places, after: Places) -> Since | None:
+    """How a segment came from `parent`, by the places of all granules; None when that is not worth a list."""
+    differs = np.concatenate(([False], before != after, [False]))
+    edges = np.flatnonzero(differs[1:] != differs[:-1]).astype(np.uint32)
+    return Since(parent, edges[::2], edges[1::2]) if 0 < len(edges) <= 2 * MOST_CHANGES else None
 
 
 def dense(segment: SegmentMap) -> Places:
@@ -142,15 +198,15 @@ class MapsWriter:
         self.size = HEAD_SIZE
         files.write_all(self._fd, layout.head(MAPS_MAGIC, self.id, run), 0)
 
-    def append(self, segment: SegmentMap) -> Name:
-        body = encode(segment)
-        name = layout.digest(body)[:16]
+    def append(self, segment: SegmentMap, since: Since | None = None) -> Name:
+        body = encode(segment, since)
+        name = digest_of(body)
         with self._lock:
             offset = self.size
-            self._records.append((name, offset, len(body)))
+            self._records.append((bytes.fromhex(name), offset, len(body)))
             self.size += len(body)
         files.write_all(self._fd, body, offset)
-        return Name(name.hex(), self.id, offset, len(body))
+        return Name(name, self.id, offset, len(body))
 
     def seal(self) -> None:
         trailer = np.array(self._records, dtype=MAPPED).tobytes()
@@ -238,23 +294,30 @@ class Maps:
         return name.offset + name.length
 
     def packs(self, name: str) -> list[int]:
-        """The packs that a segment refers to, from its head alone: prune asks this of every segment."""
+        """The packs that a segment refers to, from its beginning alone: prune asks this of every segment."""
+        data, head = self._beginning(name)
+        return [int(p) for p in np.frombuffer(data, "<u8", head.packs, SEGMENT_HEAD_SIZE).tolist()]
+
+    def since(self, name: str) -> Since | None:
+        """Where the segment differs from the one that it was made from, from its beginning alone."""
+        data, head = self._beginning(name)
+        if not head.changes:
+            return None
+        at = SEGMENT_HEAD_SIZE + 8 * head.packs
+        digest, *where = SEGMENT_FROM.unpack_from(data, at)
+        listed = np.frombuffer(data, "<u4", 2 * head.changes, at + SEGMENT_FROM.size)
+        return Since(Name(digest.hex(), *where), listed[::2], listed[1::2])
+
+    def _beginning(self, name: str) -> tuple[bytes, _Head]:
+        """A segment's bytes up to its places, checked."""
         where = self.parse(name)
         file = self.file(where.file)
         data = files.read_all(file.fd, min(where.length, 4096), where.offset)
-        if len(data) < SEGMENT_HEAD_SIZE:
-            raise layout.damaged(file.path, f"it ends before the map segment at byte {where.offset}")
-        magic, version, _, count, _ = SEGMENT_HEAD.unpack_from(data)
-        layout.check_magic(file.path, magic, layout.SEGMENT_MAGIC, version)
-        end = SEGMENT_HEAD_SIZE + 8 * count
-        if end > where.length:
-            raise layout.damaged(file.path, f"the head of the map segment at byte {where.offset} makes no sense")
-        if end > len(data):
-            data = files.read_all(file.fd, end, where.offset)
-        wanted = data[SEGMENT_HEAD.size : SEGMENT_HEAD.size + 16]
-        if layout.digest(data[: SEGMENT_HEAD.size] + data[SEGMENT_HEAD_SIZE:end])[:16] != wanted:
-            raise layout.damaged(file.path, f"the checksum of the map segment's head at byte {where.offset} is wrong")
-        return [int(p) for p in np.frombuffer(data, "<u8", count, SEGMENT_HEAD_SIZE).tolist()]
+        head = _read_head(file.path, where, data)
+        if head.places_at > len(data):
+            data = files.read_all(file.fd, head.places_at, where.offset)
+        _check(file.path, where, data[SEGMENT_HEAD_SIZE : head.places_at], head.origin)
+        return data, head
 
     def parse(self, name: str) -> Name:
         try:

@@ -20,7 +20,7 @@ from workers.store import files, layout, prune
 from workers.store.index import Index
 from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
-from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped
+from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
 from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
 from workers.store.points import Points, encode
 from workers.store.read import DiskReader
@@ -229,12 +229,13 @@ class StoreWriter:
         if not (made.places != 0).any():
             name = ""
         elif not name or not equal(made, self._maps.load(name)):
+            how = since(self._maps.parse(name), dense(self._maps.load(name)), work.places) if name else None
             with self._lock:
                 if self._file is None:
                     self._file = MapsWriter(self._root / "maps", self.run)
                 file = self._file
             with self._writing():
-                where = file.append(made)
+                where = file.append(made, how)
             name = str(where)
             work.stored += where.length
         return Segment(name, work.read, differing.total, work.stored, differing, work.rewritten)
