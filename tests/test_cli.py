@@ -21,6 +21,7 @@ from tests.command import forgetting, run
 from workers import settings
 from workers.catalogue import Catalogue
 from workers.models import Model, VmIdentity, VmSummary
+from workers.settings import shape
 from workers.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,7 +161,7 @@ def test_every_setting_is_in_the_manual() -> None:
         if isinstance(value, type) and issubclass(value, Model) and value.__module__.startswith(settings.__name__)
     ]
     assert len(settings_models) >= 9
-    keys = {(model.__name__, key) for model in settings_models for key in model.model_fields}
+    keys = {(model.__name__, key) for model in settings_models for key in shape.keys(model)}
     shown = {key for _, key in keys if re.search(rf"`{key}[`.]|{{ .*\b{key} =|`\[{key}[.\]]", manual)}
     assert sorted(key for key in keys if key[1] not in shown) == []
 

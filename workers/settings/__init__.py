@@ -1,7 +1,8 @@
-"""The configuration: one TOML file and the environment, and the only reader of either.
+"""The configuration: TOML files and the environment, and the only reader of either.
 
 The models' comments are the operator's manual: `places` says where things are, `policy` what is done with VMs,
-`model` is the whole, `read` finds and checks it.
+`model` is the whole. `read` finds and checks it, `complaints` says what is wrong with it, `current` notices that it has
+changed, `manual` makes its JSON Schema.
 """
 
 import os
@@ -9,7 +10,7 @@ import os
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
-from workers.settings.read import DEFAULT_PATHS, find, load
+from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.values import seconds, size
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FAULT",
     "Flower",
     "Group",
+    "Loaded",
     "RecoveryTarget",
     "ReplicateWhen",
     "Schedule",
@@ -27,6 +29,7 @@ __all__ = [
     "VmOverride",
     "find",
     "load",
+    "load_with_origins",
     "seconds",
     "size",
 ]

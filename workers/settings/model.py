@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from workers.errors import ConfigError
 from workers.models import Model
+from workers.settings import secrets
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
 from workers.settings.values import Interval
@@ -38,19 +41,69 @@ class Tuning(Model):
     sample: float = Field(default=0.001, ge=0, le=1)
 
 
+class Mistakes(ValueError):
+    """All that is wrong between the parts of a configuration: (key, sentence)."""
+
+    def __init__(self, found: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(sentence for _, sentence in found))
+        self.found = found
+
+
 class Settings(Model):
     """The whole configuration."""
 
-    #: Redis: the broker
-    redis: str
-    #: catalogue: sqlite:///path (one control host) or postgresql+psycopg://... (many)
-    catalogue: str
+    # An address may hold a password: these two have no `repr`, and nothing that shows a configuration shows them whole.
+
+    #: Redis, the broker: redis://[:password@]host:port/db, or rediss:// for TLS
+    redis_given: str | None = Field(default=None, alias="redis", repr=False)
+    #: or the first line of this file, which is for the address with a password
+    redis_file: Path | None = None
+    #: or this environment variable
+    redis_env: str | None = None
+    #: the catalogue: sqlite:///path (one control host) or postgresql+psycopg://user@host/database (many)
+    catalogue_given: str | None = Field(default=None, alias="catalogue", repr=False)
+    #: or the first line of this file, which is for the address with a password
+    catalogue_file: Path | None = None
+    #: or this environment variable
+    catalogue_env: str | None = None
+    #: vCenters by name
     sites: dict[str, Site]
+    #: where restore points are kept, by name
     stores: dict[str, StoreSettings]
+    #: recovery targets, where replicas go, by name
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
+    #: VMs with one policy, by the group's name
     groups: dict[str, Group] = Field(default_factory=dict)
+    #: the login of Flower; without one Flower only shows
     flower: Flower | None = None
+    #: rarely changed
     tuning: Tuning = Tuning()
+
+    @property
+    def redis(self) -> str:
+        """The broker's address. Raises `ConfigError` when it is to come from elsewhere and is not there."""
+        if self.redis_given is not None:
+            return self.redis_given
+        text = secrets.read(self.redis_file, self.redis_env, "Redis' address")
+        try:
+            return secrets.redis_address(text)
+        except ValueError as err:
+            raise ConfigError(f"{_named('redis', self.redis_file, self.redis_env)} should hold {err}") from None
+
+    @property
+    def catalogue(self) -> str:
+        """The catalogue's address. Raises `ConfigError` when it is to come from elsewhere and is not there."""
+        if self.catalogue_given is not None:
+            return self.catalogue_given
+        text = secrets.read(self.catalogue_file, self.catalogue_env, "the catalogue's address")
+        whence = _named("catalogue", self.catalogue_file, self.catalogue_env)
+        try:
+            address = secrets.catalogue_address(text)
+        except ValueError as err:
+            raise ConfigError(f"{whence} should hold {err}") from None
+        if address.startswith("sqlite:") and not address.startswith("sqlite:////"):
+            raise ConfigError(f"{whence} should hold an absolute path: sqlite:////path/to/catalogue.db")
+        return address
 
     def site(self, name: str) -> Site:
         """Of a run or a pair, which may be older than the configuration."""
@@ -67,16 +120,42 @@ class Settings(Model):
         """The groups whose policy covers a VM of a site."""
         return [group for group in self.groups.values() if group.covers(site, vm)]
 
+    @field_validator("redis_given")
+    @classmethod
+    def _redis(cls, text: str | None) -> str | None:
+        return None if text is None else secrets.redis_address(text)
+
+    @field_validator("catalogue_given")
+    @classmethod
+    def _catalogue(cls, text: str | None) -> str | None:
+        return None if text is None else secrets.catalogue_address(text)
+
     @model_validator(mode="after")
-    def _names(self) -> Settings:
-        for name, group in self.groups.items():
-            _known(f"groups.{name}.source", group.source, self.sites)
-            _known(f"groups.{name}.store", group.store, self.stores)
-            if group.target is not None:
-                _known(f"groups.{name}.target", group.target, self.targets)
-        for name, target in self.targets.items():
-            _known(f"targets.{name}.site", target.site, self.sites)
+    def _fits_together(self) -> Settings:
+        found = [*self._addresses(), *self._names()]
+        if found:
+            raise Mistakes(found)
         return self
+
+    def _addresses(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        for key in ("redis", "catalogue"):
+            given = [name for name in (f"{key}_given", f"{key}_file", f"{key}_env") if getattr(self, name) is not None]
+            if len(given) != 1:
+                what = "is missing" if not given else "has several origins"
+                yield (key,), f"{key} {what}: give '{key}', '{key}_file' or '{key}_env', exactly one"
+
+    def _names(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        for name, group in self.groups.items():
+            yield from _known(("groups", name, "source"), group.source, self.sites)
+            yield from _known(("groups", name, "store"), group.store, self.stores)
+            if group.target is not None:
+                yield from _known(("groups", name, "target"), group.target, self.targets)
+        for name, target in self.targets.items():
+            yield from _known(("targets", name, "site"), target.site, self.sites)
+
+
+def _named(key: str, file: Path | None, variable: str | None) -> str:
+    return f"the file {file} ({key}_file)" if file is not None else f"the environment variable {variable} ({key}_env)"
 
 
 def _gone(kind: str, key: str, known: dict[str, Any]) -> str:
@@ -86,8 +165,7 @@ def _gone(kind: str, key: str, known: dict[str, Any]) -> str:
     )
 
 
-def _known(key: str, value: str, known: dict[str, Any]) -> None:
+def _known(key: tuple[str, ...], value: str, known: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
     if value not in known:
-        raise ValueError(
-            f"{key} = {value!r} names nothing that is configured; allowed: {', '.join(sorted(known)) or '(none yet)'}"
-        )
+        allowed = ", ".join(sorted(known)) or "(none yet)"
+        yield key, f"{'.'.join(key)} = {value!r} names nothing that is configured; allowed: {allowed}"

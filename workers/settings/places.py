@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from workers.errors import ConfigError
 from workers.models import Model
+from workers.settings import secrets
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -18,22 +17,6 @@ def _one_password(owner: P) -> P:
     if (owner.password_file is None) == (owner.password_env is None):
         raise ValueError("either 'password_file' or 'password_env', exactly one")
     return owner
-
-
-def _password(file: Path | None, variable: str | None, whose: str) -> str:
-    """From where the configuration says; it is never in the configuration itself."""
-    if variable is not None:
-        value = os.environ.get(variable)
-        if value is None:
-            raise ConfigError(f"the environment variable {variable} is not set; it should hold the password of {whose}")
-        return value
-    assert file is not None
-    try:
-        return file.read_text().splitlines()[0]
-    except (OSError, IndexError) as err:
-        raise ConfigError(
-            f"the password file {file} cannot be read; write the password of {whose} into its first line"
-        ) from err
 
 
 class Site(Model):
@@ -54,7 +37,7 @@ class Site(Model):
     _one_password = model_validator(mode="after")(_one_password)
 
     def password(self) -> str:
-        return _password(self.password_file, self.password_env, f"{self.user} at {self.vcenter}")
+        return secrets.read(self.password_file, self.password_env, f"the password of {self.user} at {self.vcenter}")
 
 
 class StoreSettings(Model):
@@ -89,4 +72,4 @@ class Flower(Model):
     _one_password = model_validator(mode="after")(_one_password)
 
     def password(self) -> str:
-        return _password(self.password_file, self.password_env, f"{self.user} in Flower")
+        return secrets.read(self.password_file, self.password_env, f"the password of {self.user} in Flower")

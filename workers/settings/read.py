@@ -1,27 +1,58 @@
-"""The only reader of the configuration file and the environment. What is wrong with it is said in sentences."""
+"""The only reader of the configuration's files and the environment. What is wrong with them is said in sentences."""
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import os
 import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from workers.errors import ConfigError
-from workers.models import Model
-from workers.settings.model import Settings, Tuning
-from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
-from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
+from workers.settings import complaints, shape
+from workers.settings.model import Settings
 
-#: Where the configuration is looked for, first hit wins: --config, UNDERSTUDY_CONFIG, these.
-DEFAULT_PATHS = (Path("understudy.toml"), Path("/etc/understudy/understudy.toml"))
+#: Where the configuration is looked for, first hit wins: --config, UNDERSTUDY_CONFIG, these. A folder means all its
+#: *.toml.
+DEFAULT_PATHS = (
+    Path("understudy.toml"),
+    Path("understudy.d"),
+    Path("/etc/understudy/understudy.toml"),
+    Path("/etc/understudy/understudy.d"),
+)
+
+
+class Seen(NamedTuple):
+    """What a stat says of a file or a folder: another one means that it may have been written since."""
+
+    path: str
+    changed_ns: int
+    size: int
+    inode: int
+
+
+class Loaded(NamedTuple):
+    """A configuration that was read and is in order."""
+
+    settings: Settings
+    path: Path
+    files: tuple[Path, ...]
+    #: key (of one or two parts: top-level keys, and names in sections) -> the file that it came from
+    origins: Mapping[tuple[str, ...], Path]
+    #: merged, with absolute paths, before the models
+    data: dict[str, Any]
+    digest: str
+    seen: tuple[Seen, ...]
+
+    def file_of(self, key: Sequence[int | str]) -> Path:
+        return file_of(self.origins, key) or self.path
 
 
 def find(path: Path | None = None) -> Path:
-    """The configuration file to use. Raises `ConfigError` when there is none."""
+    """The configuration to use: a file, or a folder of files. Raises `ConfigError` when there is none."""
     named = path or (Path(os.environ["UNDERSTUDY_CONFIG"]) if os.environ.get("UNDERSTUDY_CONFIG") else None)
     if named is not None:
         return named
@@ -34,85 +65,132 @@ def find(path: Path | None = None) -> Path:
 
 
 def load(path: Path | None = None) -> Settings:
-    """Read and check the configuration; its relative paths start at its folder.
+    """The checked configuration. Raises `ConfigError`, one sentence per mistake."""
+    return load_with_origins(path).settings
 
+
+def load_with_origins(path: Path | None = None) -> Loaded:
+    """The checked configuration, and where each part of it came from.
+
+    Files of a folder are merged table by table; a relative path starts at the folder of the file that it is in.
     Raises `ConfigError`, one sentence per mistake.
     """
-    file = find(path)
+    where = find(path)
+    seen = look(where)
+    texts = {file: _text(file) for file in files(where)}
+    digest = hashlib.sha256()
+    for file, text in texts.items():
+        digest.update(f"{file.name}\0{len(text)}\0".encode(errors="surrogateescape") + text)
+    tables = {file: _parsed(file, text) for file, text in texts.items()}
     try:
-        data = tomllib.loads(file.read_text())
-    except OSError as err:
-        raise ConfigError(f"the configuration {file} cannot be read: {err.strerror}") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{file} is not valid TOML: {err}") from err
-    try:
-        return Settings.model_validate(_absolute(data, file.resolve().parent))
+        data, origins = _merged({file: _absolute(table, file) for file, table in tables.items()})
+        settings = Settings.model_validate(data)
     except ValidationError as err:
-        raise ConfigError("\n".join(f"{file}: {line}" for line in _sentences(err))) from None
+        raise ConfigError(
+            "\n".join(
+                complaints.printable(f"{file_of(origins, key) or where}: {sentence}")
+                for key, sentence in complaints.sentences(err, data)
+            )
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply") from None
+    return Loaded(settings, where, tuple(texts), origins, data, digest.hexdigest(), seen)
 
 
-def _absolute(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths of the file's own folder, made absolute before validation."""
+def files(where: Path) -> list[Path]:
+    """The file itself, or a folder's *.toml by name; hidden ones are an editor's."""
+    try:
+        if not where.is_dir():
+            return [where]
+        found = sorted(file for file in where.iterdir() if file.suffix == ".toml" and not file.name.startswith("."))
+    except (OSError, ValueError) as err:
+        raise ConfigError(complaints.printable(f"the configuration {where} cannot be read: {_reason(err)}")) from err
+    if not found:
+        raise ConfigError(f"the folder {where} has no *.toml; run `understudy init` to write an example configuration")
+    return found
 
-    def fix(table: Any, *keys: str) -> None:
-        for key in keys:
-            if isinstance(table, dict) and isinstance(table.get(key), str):
-                table[key] = str(folder / table[key])
 
-    for site in _tables(data.get("sites")):
-        fix(site, "password_file", "ca_file")
-        if isinstance(site.get("datastores"), dict):
-            fix(site["datastores"], *site["datastores"])
-    fix(data.get("flower"), "password_file")
-    for store in _tables(data.get("stores")):
-        fix(store, "path")
-    url = data.get("catalogue")
+def look(where: Path) -> tuple[Seen, ...]:
+    """What a stat says of the configuration's files, and of its folder. Nothing of what is not there."""
+    found = []
+    try:
+        paths = [where, *files(where)] if where.is_dir() else [where]
+    except (ConfigError, OSError, ValueError):
+        paths = [where]
+    for path in paths:
+        try:
+            stat = path.stat()
+        except (OSError, ValueError):
+            continue
+        found.append(Seen(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return tuple(found)
+
+
+def file_of(origins: Mapping[tuple[str, ...], Path], key: Sequence[int | str]) -> Path | None:
+    names = tuple(str(part) for part in key[:2])
+    return origins.get(names) or origins.get(names[:1])
+
+
+def _text(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except (OSError, ValueError) as err:
+        raise ConfigError(complaints.printable(f"the configuration {file} cannot be read: {_reason(err)}")) from err
+
+
+def _reason(err: Exception) -> str:
+    return str(err.strerror) if isinstance(err, OSError) else str(err)
+
+
+def _parsed(file: Path, text: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as err:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        why = "it is nested too deeply" if isinstance(err, RecursionError) else str(err)
+        raise ConfigError(complaints.printable(f"{file} is not valid TOML: {why}")) from err
+
+
+def _absolute(data: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Paths of the file's own folder, made absolute before files are merged."""
+    folder = file.resolve().parent
+    found: dict[str, Any] = shape.absolute(Settings, data, folder)
+    url = found.get("catalogue")
     if isinstance(url, str) and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
-        data["catalogue"] = f"sqlite:///{folder / url.removeprefix('sqlite:///')}"
-    return data
+        found["catalogue"] = f"sqlite:///{folder / url.removeprefix('sqlite:///')}"
+    return found
 
 
-def _tables(value: Any) -> list[dict[str, Any]]:
-    return [t for t in value.values() if isinstance(t, dict)] if isinstance(value, dict) else []
+def _merged(tables: Mapping[Path, dict[str, Any]]) -> tuple[dict[str, Any], dict[tuple[str, ...], Path]]:
+    """All files as one. A section may be spread over files; what is in a section has one home."""
+    data: dict[str, Any] = {}
+    origins: dict[tuple[str, ...], Path] = {}
+    twice = []
+    for file, table in tables.items():
+        for key, name, value in _entries(table):
+            place: tuple[str, ...] = (key,) if name is None else (key, name)
+            clash: tuple[str, ...] | None = place if place in origins else (key,) if (key,) in origins else None
+            if name is None and clash is None:
+                clash = next((other for other in origins if other[0] == key), None)
+            if clash is not None:
+                twice.append(
+                    f"{complaints.dotted(place)} is in {origins[clash]} and in {file}; it may be in one file only"
+                )
+                continue
+            origins[place] = file
+            if name is None:
+                data[key] = value
+            else:
+                data.setdefault(key, {})[name] = value
+    if twice:
+        raise ConfigError("\n".join(map(complaints.printable, twice)))
+    return data, origins
 
 
-def _sentences(err: ValidationError) -> list[str]:
-    lines = []
-    for problem in err.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{key} is not a key that is known here{_did_you_mean(problem['loc'])}")
-        elif problem["type"] == "missing":
-            lines.append(f"{key} is missing")
+def _entries(table: dict[str, Any]) -> Iterator[tuple[str, str | None, Any]]:
+    """(section, name, value); an empty section and what is no section have no name."""
+    for key, value in table.items():
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                yield key, name, inner
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            shown = "" if isinstance(problem["input"], dict) or not key else f"{key} = {problem['input']!r}: "
-            lines.append(f"{shown}{message}" if shown or not key else f"{key}: {message}")
-    return lines
-
-
-def _did_you_mean(loc: tuple[int | str, ...]) -> str:
-    model = _model_at(loc[:-1])
-    if model is None:
-        return ""
-    allowed = sorted(model.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f" (allowed: {', '.join(allowed)}){hint}"
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[Model] | None:
-    tops: dict[str, type[Model]] = {
-        "sites": Site,
-        "stores": StoreSettings,
-        "targets": RecoveryTarget,
-        "groups": Group,
-    }
-    if not loc:
-        return Settings
-    if loc[0] in ("tuning", "flower"):
-        return Tuning if loc[0] == "tuning" else Flower
-    inner: dict[str, type[Model]] = {"backup": Schedule, "schedule": Schedule, "replicate": ReplicateWhen}
-    if len(loc) >= 3 and loc[2] == "overrides":
-        return VmOverride
-    return inner.get(str(loc[-1])) or tops.get(str(loc[0]))
+            yield key, None, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 from zoneinfo import ZoneInfo
@@ -12,11 +13,18 @@ from pydantic import AfterValidator
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
+#: The longest interval, in seconds: a hundred years. Python's own times end in the year 9999.
+LONGEST = 100 * 366 * 86400
+_NUMBER = re.compile(r"0*[1-9][0-9]{0,14}")
+
 
 def seconds(text: str) -> int:
     """'90s', '15m', '4h', '1d', '1w' -> seconds."""
-    if text[:-1].isdigit() and text[-1:] in UNITS and int(text[:-1]) > 0:
-        return int(text[:-1]) * UNITS[text[-1]]
+    if _NUMBER.fullmatch(text[:-1]) and text[-1:] in UNITS:
+        found = int(text[:-1]) * UNITS[text[-1]]
+        if found > LONGEST:
+            raise ValueError("a hundred years at most")
+        return found
     raise ValueError("a number and a unit: 90s, 15m, 4h, 1d or 1w")
 
 
@@ -24,7 +32,7 @@ def size(text: str) -> int:
     """'500GB', '20 GiB' -> bytes."""
     for unit, factor in SIZES.items():
         number = text.removesuffix(unit).rstrip()
-        if text.endswith(unit) and number.isdigit() and int(number) > 0:
+        if text.endswith(unit) and _NUMBER.fullmatch(number):
             return int(number) * factor
     raise ValueError("a number and a unit: 500MB, 20GB, 2TB, 512MiB, 20GiB or 2TiB")
 
