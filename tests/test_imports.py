@@ -12,11 +12,14 @@ from tests import repository
 #: what every part of workers/ shares; they know only one another
 SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
-PURE = {"plan", "retention", "due", "extents"}
+PURE = {"plan", "policy", "retention", "due", "extents"}
 #: of our own modules, what a pure one may know; of settings only the models, see READERS
 PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE
 #: what of settings reads the file or the environment
-READERS = {"workers.settings.load", "workers.settings.find", "workers.settings.FAULT", "workers.settings.read"}
+READERS = {
+    f"workers.settings.{name}"
+    for name in ("load", "load_with_origins", "find", "FAULT", "read", "secrets", "current", "manual")
+}
 #: of everybody else's
 PURE_OTHERS = {
     "__future__", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch",

@@ -9,7 +9,7 @@ import pytest
 
 from workers import settings
 from workers.errors import ConfigError
-from workers.settings import complaints, secrets
+from workers.settings import complaints, values
 
 TOP = 'redis = "redis://127.0.0.1:1/0"\ncatalogue = "sqlite:///catalogue.db"\n'
 SITE = '[sites.prod]\nvcenter = "v"\nuser = "u"\npassword_file = "password"\n'
@@ -253,7 +253,7 @@ def test_nothing_that_shows_settings_shows_a_secret(tmp_path: Path) -> None:
     ],
 )
 def test_masked(address: str, shown: str) -> None:
-    assert secrets.masked(address) == shown
+    assert values.masked(address) == shown
 
 
 def test_a_printable_line_is_left_alone() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from workers import backup, due, replicate
+from workers import backup, due, policy, replicate
 from workers.catalogue import KnownVm
 from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
 from workers.models import Pair, Run, RunKind, Trigger
@@ -57,8 +57,6 @@ def pair_of(here: Here, member: Member) -> Pair | None:
     if (sentence := objection(here, member)) is not None:
         raise ConfigError(sentence)
     target = here.settings.targets[member.group.target]
-    override = member.group.overrides.get(member.vm.identity.name)
-    name = (override.name if override else None) or f"{target.prefix}{member.vm.identity.name}{target.suffix}"
     return here.catalogue.ensure_pair(
         source_site=member.vm.identity.site,
         source=member.vm.identity.instance_uuid,
@@ -66,7 +64,7 @@ def pair_of(here: Here, member: Member) -> Pair | None:
         store=member.group.store,
         recovery_target=member.group.target,
         site=target.site,
-        replica_name=name,
+        replica_name=policy.replica_name(here.settings, member.name, member.vm.identity.name, member.group.target),
     )
 
 

@@ -7,6 +7,7 @@ changed, `manual` makes its JSON Schema.
 
 import os
 
+from workers.settings import shape
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "load_with_origins",
     "seconds",
+    "shape",
     "size",
 ]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -16,8 +14,6 @@ from workers.settings.model import Mistakes, Settings
 
 #: characters of a wrong value that are shown
 SHOWN = 80
-
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 Key = tuple[int | str, ...]
 
@@ -34,10 +30,6 @@ def sentences(err: ValidationError, data: dict[str, Any]) -> Iterator[tuple[Key,
     for key, found in told.items():
         unique = list(dict.fromkeys(found))
         yield key, unique[0] if len(unique) == 1 else _together(key, unique)
-
-
-def dotted(key: Sequence[int | str]) -> str:
-    return ".".join(part if _PLAIN.fullmatch(part) else json.dumps(part) for part in map(str, key))
 
 
 def printable(line: str) -> str:
@@ -64,7 +56,7 @@ def _real(problem: ErrorDetails, data: dict[str, Any]) -> Key:
 
 def _sentence(problem: ErrorDetails, data: dict[str, Any]) -> str:
     key = _real(problem, data)
-    name = dotted(key)
+    name = shape.dotted(key)
     if problem["type"] == "extra_forbidden":
         return f"{name} is not a key that is known here{_did_you_mean(key)}"
     if problem["type"] == "missing":

@@ -172,9 +172,7 @@ def _merged(tables: Mapping[Path, dict[str, Any]]) -> tuple[dict[str, Any], dict
             if name is None and clash is None:
                 clash = next((other for other in origins if other[0] == key), None)
             if clash is not None:
-                twice.append(
-                    f"{complaints.dotted(place)} is in {origins[clash]} and in {file}; it may be in one file only"
-                )
+                twice.append(f"{shape.dotted(place)} is in {origins[clash]} and in {file}; it may be in one file only")
                 continue
             origins[place] = file
             if name is None:

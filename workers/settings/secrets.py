@@ -9,10 +9,6 @@ from urllib.parse import urlsplit
 
 from workers.errors import ConfigError
 
-#: what of an address may be a password: the login, and parameters that are called so
-_LOGIN = re.compile(r"://(?:([^:@/]*):)?.*@")
-_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)
-
 REDIS = "an address such as redis://host:6379/0, or rediss:// for TLS (it is not shown: it may hold a password)"
 
 
@@ -28,15 +24,6 @@ def read(file: Path | None, variable: str | None, what: str) -> str:
         return file.read_text().splitlines()[0]
     except (OSError, IndexError, ValueError) as err:  # ValueError: no text, or no file name
         raise ConfigError(f"the file {file} cannot be read; write {what} into its first line") from err
-
-
-def masked(address: str) -> str:
-    """An address without its password; of Redis' whole login, which is often nothing but the password."""
-    if address.startswith("redis"):
-        address = _LOGIN.sub("://***@", address)
-    else:
-        address = _LOGIN.sub(lambda login: f"://{login[1]}:***@" if login[1] else "://***@", address)
-    return _PARAMETER.sub(r"\1***", address)
 
 
 def redis_address(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +12,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from workers.models import Model
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def dotted(key: Sequence[int | str]) -> str:
+    """A key as TOML writes it."""
+    return ".".join(part if _PLAIN.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in map(str, key))
 
 
 def keys(model: type[Model]) -> dict[str, FieldInfo]:

@@ -1,4 +1,4 @@
-"""What values of the configuration look like: times, sizes, cron lines, time zones."""
+"""What values of the configuration look like: times, sizes, cron lines, time zones, addresses."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 1 << 20, "GiB": 1 << 30,
 
 #: The longest interval, in seconds: a hundred years. Python's own times end in the year 9999.
 LONGEST = 100 * 366 * 86400
+#: what of an address may be a password: the login, and parameters that are called so
+_LOGIN = re.compile(r"://(?:([^:@/]*):)?.*@")
+_PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)
 _NUMBER = re.compile(r"0*[1-9][0-9]{0,14}")
 
 
@@ -35,6 +38,15 @@ def size(text: str) -> int:
         if text.endswith(unit) and _NUMBER.fullmatch(number):
             return int(number) * factor
     raise ValueError("a number and a unit: 500MB, 20GB, 2TB, 512MiB, 20GiB or 2TiB")
+
+
+def masked(address: str) -> str:
+    """An address without its password; of Redis' whole login, which is often nothing but the password."""
+    if address.startswith("redis"):
+        address = _LOGIN.sub("://***@", address)
+    else:
+        address = _LOGIN.sub(lambda login: f"://{login[1]}:***@" if login[1] else "://***@", address)
+    return _PARAMETER.sub(r"\1***", address)
 
 
 def _interval(text: str) -> str:

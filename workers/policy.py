@@ -1,0 +1,207 @@
+"""What applies to a VM, and where each value comes from: its overrides, its group, the recovery target, the defaults.
+
+Pure, and the only place that layers them: what the workers do and what `understudy config show` says is one decision.
+A key belongs to the layers whose models have it; the most specific layer that sets it wins. A mapping (networks) is
+layered entry by entry. So a key that is added to a model is layered, shown and explained without being named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from workers.errors import ConfigError
+from workers.models import Model, Pair
+from workers.settings import Group, RecoveryTarget, Settings, VmOverride, shape
+from workers.settings.values import masked
+
+#: the table of a value that nobody wrote
+DEFAULT: tuple[str, ...] = ()
+
+#: keys of a group that say whom its policy is for, and are no policy themselves
+WHOM = frozenset({"vms", "members", "overrides"})
+
+
+class Setting(NamedTuple):
+    """One value that is in force. `table` is the table of the configuration that says it."""
+
+    key: str
+    value: Any
+    table: tuple[str, ...]
+
+    @property
+    def origin(self) -> str:
+        return shape.dotted(self.table) or "default"
+
+
+class Layer(NamedTuple):
+    """`table`: where it is in the configuration, as ("groups", "web")."""
+
+    table: tuple[str, ...]
+    model: Model
+
+
+class Placement(NamedTuple):
+    """Where a pair's replica goes: the recovery target with what is different for this VM, and the override itself."""
+
+    recovery: RecoveryTarget
+    override: VmOverride
+
+
+def placement(settings: Settings, pair: Pair) -> Placement:
+    """Of a pair, which may be older than the configuration. Raises `ConfigError` when its target is gone."""
+    aim = pair.recovery_target
+    if aim not in settings.targets:
+        raise ConfigError(
+            f"the recovery target {aim} of {pair.vm} is not configured any more; "
+            f"add targets.{aim} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
+        )
+    covering = [
+        name
+        for name, group in settings.groups.items()
+        if aim in targets_of(group) and group.covers(pair.source_site, pair.vm)
+    ]
+    return placement_in(settings, covering[0] if covering else None, pair.vm, aim)
+
+
+def placement_in(settings: Settings, group: str | None, vm: str, target: str) -> Placement:
+    """Of a VM under a group's policy; without a group (it has left) only the target's own values are left."""
+    override = settings.groups[group].overrides.get(vm) if group is not None else None
+    if override is None:
+        return Placement(settings.targets[target], VmOverride())
+    chosen = resolved(layers(settings, group, vm, target))
+    fields = {name: field.alias or name for name, field in RecoveryTarget.model_fields.items()}
+    changed = {name: chosen[key][0] for name, key in fields.items() if key in shape.keys(type(override))}
+    return Placement(settings.targets[target].model_copy(update=changed), override)
+
+
+def replica_name(settings: Settings, group: str, vm: str, target: str) -> str:
+    return _replica_name(settings, group, vm, target)[0]
+
+
+def targets_of(group: Group) -> tuple[str, ...]:
+    """The recovery targets of a group's VMs; none = they are backed up only."""
+    named: Any = group.target
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
+def of_vm(settings: Settings, group: str, vm: str | None, target: str | None) -> list[Setting]:
+    """The whole policy of a VM in a group towards a target; of the group itself without a VM."""
+    found: list[Setting] = []
+    for key, (value, origins) in resolved(layers(settings, group, vm, target)).items():
+        if key == "target":
+            value = target
+        if key not in WHOM and key != "name":
+            found += _settings(key, value, origins)
+    if vm is not None and target is not None:
+        found.append(Setting("name", *_replica_name(settings, group, vm, target)))
+    return found
+
+
+def of_all(settings: Settings) -> list[Setting]:
+    """Every value of the configuration, secrets masked."""
+    return list(_flat((), settings, None))
+
+
+def layers(settings: Settings, group: str | None, vm: str | None, target: str | None) -> list[Layer]:
+    """The most specific first."""
+    found = []
+    if group is not None:
+        overrides = settings.groups[group].overrides
+        if vm is not None and vm in overrides:
+            found.append(Layer(("groups", group, "overrides", vm), overrides[vm]))
+        found.append(Layer(("groups", group), settings.groups[group]))
+    if target is not None:
+        found.append(Layer(("targets", target), settings.targets[target]))
+    return found
+
+
+#: a value, and whence: of a mapping each entry has its own origin, of anything else there is one, under ""
+Chosen = tuple[Any, dict[str, tuple[str, ...]]]
+
+
+def resolved(found: Sequence[Layer]) -> dict[str, Chosen]:
+    """Each key of these layers: its value in force."""
+    chosen: dict[str, Chosen] = {}
+    for key in dict.fromkeys(key for layer in reversed(found) for key in shape.keys(type(layer.model))):
+        chosen[key] = _chosen(key, [layer for layer in found if key in shape.keys(type(layer.model))])
+    return chosen
+
+
+def _chosen(key: str, holding: Sequence[Layer]) -> Chosen:
+    saying = [layer for layer in holding if _says(layer.model, key)]
+    if not saying:
+        return _value(holding[-1].model, key), {"": DEFAULT}
+    value = _value(saying[0].model, key)
+    if not isinstance(value, dict):
+        return value, {"": saying[0].table}
+    merged: dict[str, Any] = {}
+    origins: dict[str, tuple[str, ...]] = {}
+    for layer in reversed(saying):
+        merged |= _value(layer.model, key)
+        origins |= dict.fromkeys(_value(layer.model, key), layer.table)
+    return merged, {"": saying[0].table, **origins}
+
+
+def _field(model: Model, key: str) -> str:
+    return next(name for name, field in type(model).model_fields.items() if (field.alias or name) == key)
+
+
+def _value(model: Model, key: str) -> Any:
+    return getattr(model, _field(model, key))
+
+
+def _says(model: Model, key: str) -> bool:
+    """Whether somebody wrote it there: a default says nothing."""
+    return _field(model, key) in model.model_fields_set and _value(model, key) is not None
+
+
+def _replica_name(settings: Settings, group: str, vm: str, target: str) -> tuple[str, tuple[str, ...]]:
+    for layer in layers(settings, group, vm, None):
+        if isinstance(layer.model, VmOverride) and layer.model.name is not None:
+            return layer.model.name, layer.table
+    aim = settings.targets[target]
+    written = aim.model_fields_set & {"prefix", "suffix"}
+    return f"{aim.prefix}{vm}{aim.suffix}", ("targets", target) if written else DEFAULT
+
+
+def _settings(key: str, value: Any, origins: dict[str, tuple[str, ...]]) -> Iterator[Setting]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat((key, name), inner, origins.get(name, origins[""]))
+    else:
+        yield from _flat((key,), value, origins[""])
+
+
+def _flat(key: tuple[str, ...], value: Any, table: tuple[str, ...] | None) -> Iterator[Setting]:
+    """A table as its values. What is in one and was not written comes from the defaults, whoever wrote the rest.
+
+    `table` None: of the whole configuration, where a value's table is the beginning of its own key.
+    """
+    if isinstance(value, Model):
+        for name, field in shape.keys(type(value)).items():
+            inner = _value(value, name)
+            if shape.is_secret(field) and isinstance(inner, str):
+                inner = masked(inner)
+            yield from _flat((*key, name), inner, table if table != DEFAULT and _says(value, name) else DEFAULT)
+    elif isinstance(value, dict) and any(isinstance(inner, Model) for inner in value.values()):
+        for name, inner in value.items():
+            yield from _flat((*key, name), inner, table)
+    else:
+        yield Setting(shape.dotted(key), _plain(value), key[:2] if table is None else table)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def same_store(settings: Settings, groups: Iterable[str]) -> dict[str, list[str]]:
+    """Store -> those of these groups that share a chain of restore points in it, where it is more than one."""
+    sharing: dict[str, list[str]] = {}
+    for name in groups:
+        sharing.setdefault(settings.groups[name].store, []).append(name)
+    return {store: names for store, names in sharing.items() if len(names) > 1}
