@@ -7,29 +7,31 @@ the current directory names (workers/settings/).
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import task_prerun, worker_process_init
 from kombu.entity import Queue
 
 import beat_schedule
+from tasks import current
+from workers import configuration as in_words
 from workers import settings
 from workers.catalogue import Catalogue
+from workers.errors import ConfigError
 from workers.run import Here
 from workers.settings import Settings, seconds
 
 CONTROL = "control"
 
 
-@lru_cache(maxsize=1)
 def configured() -> Settings:
-    """The configuration, read once per process."""
-    return settings.load()
+    """The configuration that is in force in this process; a pool's children look for a newer one before each task."""
+    return current.current().settings
 
 
 _here: dict[int, Here] = {}
+_in_pool = False
 
 
 def here() -> Here:
@@ -38,6 +40,20 @@ def here() -> Here:
         _here.clear()
         _here[os.getpid()] = Here(configured(), Catalogue.open(configured().catalogue))
     return _here[os.getpid()]
+
+
+def looking() -> tuple[Here, list[str]]:
+    """For what only looks: here, and what must be said first. With files that are wrong it is what is in force at the
+    workers; raises `ConfigError` when nobody knows that.
+    """
+    try:
+        configured()
+    except ConfigError as err:
+        kept = in_words.last_in_force(settings.find(), err)
+        if kept is None:
+            raise
+        return Here(kept.settings, kept.catalogue), [kept.sentence]
+    return here(), in_words.notices(here().catalogue)
 
 
 def data_queue(site: str) -> str:
@@ -120,4 +136,17 @@ app.add_defaults(lambda: configuration(configured()))
 @worker_process_init.connect
 def _fresh(**_: Any) -> None:
     """A pool child shares no database connection with its parent."""
+    global _in_pool
+    _in_pool = True
     _here.clear()
+
+
+@task_prerun.connect
+def _up_to_date(**_: Any) -> None:
+    """A task begins with the newest configuration that is in order, and keeps it to its end."""
+    if _in_pool and current.refresh(here().catalogue):
+        _here[os.getpid()] = Here(configured(), here().catalogue)
+        for site in configured().sites:
+            for name in (adhoc_queue(site), data_queue(site)):  # of sites that were not there when this worker started
+                if name not in app.amqp.queues:
+                    app.amqp.queues.add(Queue(name, routing_key=name))  # type: ignore[no-untyped-call]

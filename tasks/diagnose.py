@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from kombu.exceptions import OperationalError
 
 from tasks.app import CONTROL, adhoc_queue, app, configured, data_queue
-from workers import check
+from workers import check, settings
 from workers.check import Finding
-from workers.errors import BrokerUnreachable, NotFound
+from workers.configuration import last_in_force, notices
+from workers.errors import BrokerUnreachable, ConfigError, NotFound
 from workers.run import Here
 
 #: seconds that workers have to answer
@@ -18,7 +19,12 @@ ANSWER = 1.0
 
 def findings(only: Sequence[str]) -> list[Finding]:
     """Everything that can be looked at, whatever else fails; without a configuration, nothing can: `ConfigError`."""
-    conf = configured()
+    try:
+        conf = configured()
+    except ConfigError as err:
+        if (kept := last_in_force(settings.find(), err)) is None:
+            raise
+        raise ConfigError(f"{kept.sentence}\n{err}") from err
     for name in only:
         if name not in conf.sites:
             raise NotFound(f"there is no site {name!r} in the configuration; it has {', '.join(sorted(conf.sites))}")
@@ -29,7 +35,8 @@ def findings(only: Sequence[str]) -> list[Finding]:
     found = [check.intervals(conf), redis, opened, *check.stores(conf)]
     found += [*check.sites(conf, names, here), *check.targets(conf, names)]
     if here is not None:
-        found += check.groups(here)
+        refused = [Finding(what="configuration", result="failed", sentence=said) for said in notices(here.catalogue)]
+        found = [*refused, *found, *check.groups(here)]
         here.catalogue.close()
     if redis.result == "ok":
         found += [_keeps_messages(), *_workers(names)]

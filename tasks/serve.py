@@ -17,12 +17,14 @@ def worker(*, site: str | None, concurrency: int, as_json: bool) -> None:
     # Read when Celery is imported: SIGTERM then gives what runs worker_soft_shutdown_timeout to come to the end of its
     # slice, and puts the rest back, instead of waiting for slices of minutes.
     os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+    from tasks import current
     from tasks.app import CONTROL, adhoc_queue, configured, data_queue, here
 
     sites = configured().sites
     if site is not None and site not in sites:
         raise NotFound(f"there is no site {site!r} in the configuration; it has {', '.join(sorted(sites)) or 'none'}")
-    here()  # an absent or older catalogue is a sentence now, not an error per task later
+    # An absent or older catalogue is a sentence now, not an error per task later.
+    current.begin(site, here().catalogue)
     # In this order: what a person asked for before what was scheduled.
     queues = [CONTROL] if site is None else [adhoc_queue(site), data_queue(site)]
     _start(

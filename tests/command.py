@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from tasks import app as celery_app
-from tasks import cli
+from tasks import cli, current
 
 
 def run(*arguments: str) -> int:
@@ -40,4 +40,4 @@ def _forget() -> None:
     for here in celery_app._here.values():
         here.catalogue.close()
     celery_app._here.clear()
-    celery_app.configured.cache_clear()
+    current.forget()

@@ -248,8 +248,8 @@ def test_nothing_that_shows_settings_shows_a_secret(tmp_path: Path) -> None:
         ("redis://:hun/ter2@h:1/0?password=hunter2&db=1", "redis://***@h:1/0?password=***&db=1"),
         ("postgresql+psycopg://u:hun@ter2@h/d", "postgresql+psycopg://u:***@h/d"),
         ("postgresql://h/d?sslpassword=hunter2&sslmode=require", "postgresql://h/d?sslpassword=***&sslmode=require"),
-        ("postgresql://u@h/d", "postgresql://***@h/d"),
-        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("postgresql://u@h/d", "postgresql://u@h/d"),
+        ("sqlite:////a:b@c/b.db", "sqlite:////a:b@c/b.db"),
     ],
 )
 def test_masked(address: str, shown: str) -> None:

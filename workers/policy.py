@@ -184,7 +184,7 @@ def _flat(key: tuple[str, ...], value: Any, table: tuple[str, ...] | None) -> It
             if shape.is_secret(field) and isinstance(inner, str):
                 inner = masked(inner)
             yield from _flat((*key, name), inner, table if table != DEFAULT and _says(value, name) else DEFAULT)
-    elif isinstance(value, dict) and any(isinstance(inner, Model) for inner in value.values()):
+    elif isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _flat((*key, name), inner, table)
     else:

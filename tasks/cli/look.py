@@ -20,10 +20,13 @@ def status(
     Example: understudy status
     """
     from tasks import tables
-    from tasks.app import here
+    from tasks.app import looking
     from workers.status import overview
 
-    lines = overview(here(), vms or [])
+    here, notices = looking()
+    lines = overview(here, vms or [])
+    for sentence in notices:  # beside the JSON, above the table
+        show.complain(sentence)
     if json:
         show.as_json([{"state": line.state, **line.model_dump(mode="json")} for line in lines])
     else:

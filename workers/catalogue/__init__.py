@@ -25,6 +25,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from workers.catalogue import configurations as _configurations
 from workers.catalogue import ended as _ended
 from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
@@ -36,13 +37,14 @@ from workers.catalogue import points as _points
 from workers.catalogue import runs as _runs
 from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
+from workers.catalogue.configurations import InForce
 from workers.catalogue.database import LOCK_WAIT, Database, now
 from workers.catalogue.ended import Ended
 from workers.catalogue.inventory import KnownVm
 from workers.catalogue.points import PointSummary
 from workers.errors import ConfigError
 
-__all__ = ["Catalogue", "Ended", "KnownVm", "PointSummary"]
+__all__ = ["Catalogue", "Ended", "InForce", "KnownVm", "PointSummary"]
 
 
 class Catalogue(Database):
@@ -150,3 +152,8 @@ class Catalogue(Database):
 
     record_failure = _failures.record_failure
     failures = _failures.failures
+
+    configuration_taken = _configurations.configuration_taken
+    configuration_refused = _configurations.configuration_refused
+    configuration_seen = _configurations.configuration_seen
+    configurations = _configurations.configurations

@@ -216,6 +216,21 @@ failures = sa.Table(
     sa.Index("ix_failures_vm_number", "vm", "number"),
 )
 
+#: Which configuration each worker works by, and which newer one it refuses. The files are the truth.
+configurations = sa.Table(
+    "configurations",
+    metadata,
+    _text("worker", primary_key=True),
+    _text("path", primary_key=True),
+    _text("digest"),
+    _json("data"),
+    _time("since"),
+    _text("waits"),
+    _text("refused"),
+    _text("mark"),
+    _time("seen"),
+)
+
 #: What Celery knows of its tasks: rows of the result backend (tasks/result_backend.py), as JSON text.
 task_results = sa.Table(
     "task_results",

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from workers.errors import ConfigError
 from workers.models import Model
 from workers.settings import secrets
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
-from workers.settings.values import Interval
+from workers.settings.values import Interval, one_of
 
 
 class Tuning(Model):
@@ -27,11 +27,15 @@ class Tuning(Model):
     lease: Interval = "30s"
     #: how often Beat's ticks come
     dispatch_every: Interval = "10s"
+    #: how often lost messages and dead workers are looked for
     reap_every: Interval = "15s"
+    #: how often the inventories are read
     inventory_every: Interval = "5m"
+    #: how often the stores are pruned
     prune_every: Interval = "1h"
     #: tries of one run, with growing pauses, before it counts as failed
     attempts: int = Field(default=5, ge=1)
+    #: the first pause between tries; doubled each time
     retry_pause: Interval = "5s"
     #: how long to wait for a lock on a disk before giving way
     lock_wait: Interval = "20s"
@@ -51,6 +55,12 @@ class Mistakes(ValueError):
 
 class Settings(Model):
     """The whole configuration."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [one_of(key, f"{key}_file", f"{key}_env") for key in ("redis", "catalogue")],
+        }
+    )
 
     # An address may hold a password: these two have no `repr`, and nothing that shows a configuration shows them whole.
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from workers.models import Model
 from workers.settings import secrets
+from workers.settings.values import one_of
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -22,14 +23,21 @@ def _one_password(owner: P) -> P:
 class Site(Model):
     """One vCenter, the datastores behind it, the workers that can reach it (queue data.<site>)."""
 
+    model_config = ConfigDict(json_schema_extra=one_of("password_file", "password_env"))
+
+    #: its host name, with :port where it is not 443
     vcenter: str
+    #: who logs in
     user: str
-    #: the password: from a file (first line) or from an environment variable; never in this file
+    #: the password: a file's first line; never in this file
     password_file: Path | None = None
+    #: or an environment variable
     password_env: str | None = None
-    #: TLS: verified against the system's CAs, this CA file, or this SHA-256 thumbprint; `insecure = true` is off.
+    #: the CA of its certificate, where the system's CAs do not know it
     ca_file: Path | None = None
+    #: or its certificate's SHA-256 thumbprint
     thumbprint: str | None = None
+    #: true checks no certificate: anybody on the way can read the password
     insecure: bool = False
     #: datastore name -> where this site's workers have it mounted
     datastores: dict[str, Path] = Field(default_factory=dict)
@@ -43,30 +51,43 @@ class Site(Model):
 class StoreSettings(Model):
     """Where backups are kept."""
 
+    #: a folder on a file system with fsync and hard links (local disks, NFS)
     path: Path
 
 
 class RecoveryTarget(Model):
     """Where replicas go."""
 
+    #: the site whose vCenter gets the replicas
     site: str
+    #: one of that site's datastores
     datastore: str
     #: compute: a host's or a cluster's name; empty = the only cluster of the site
     compute: str = ""
+    #: a resource pool, as a path with /; empty = the top
     pool: str = ""
+    #: a VM folder, as a path with /; empty = the top
     folder: str = ""
     #: source network -> network at the recovery site; "*" is the default for all others
     networks: dict[str, str] = Field(default_factory=dict)
+    #: in front of the source's name
     prefix: str = ""
+    #: behind the source's name
     suffix: str = "_replica"
+    #: of the replicas' disks
     provisioning: Literal["thin", "thick"] = "thin"
 
 
 class Flower(Model):
     """The login of Flower's page and API. Without one Flower only shows: its API is closed, and it changes nothing."""
 
+    model_config = ConfigDict(json_schema_extra=one_of("password_file", "password_env"))
+
+    #: who logs in
     user: str
+    #: the password: a file's first line; never in this file
     password_file: Path | None = None
+    #: or an environment variable
     password_env: str | None = None
 
     _one_password = model_validator(mode="after")(_one_password)

@@ -5,17 +5,22 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from workers.models import Model
-from workers.settings.values import Cron, Interval, Zone
+from workers.settings.values import Cron, Interval, Zone, one_of
 
 
 class Schedule(Model):
     """When something is due: every so often, or by cron in a time zone. Each VM's own fixed jitter spreads the load."""
 
+    model_config = ConfigDict(json_schema_extra=one_of("every", "cron"))
+
+    #: so often: 15m, 4h, 1d
     every: Interval | None = None
+    #: or by a cron line of five fields
     cron: Cron | None = None
+    #: whose clock the cron line means
     timezone: Zone = "UTC"
     #: up to this much later, a fixed amount per VM; "auto" = a tenth of the interval, at most 10 minutes
     jitter: Interval | Literal["auto", "none"] = "auto"
@@ -30,33 +35,45 @@ class Schedule(Model):
 class ReplicateWhen(Model):
     """When replication is due: after each backup (the default), on a schedule, or both."""
 
+    #: as soon as there is a new restore point
     after_backup: bool = True
+    #: and, or instead, by a schedule of its own
     schedule: Schedule | None = None
 
 
 class VmOverride(Model):
     """What is different for one VM of a group."""
 
+    #: of its replica
     name: str | None = None
+    #: instead of the recovery target's
     datastore: str | None = None
+    #: labels or ids of disks that are not replicated
     excluded_disks: tuple[str, ...] = ()
+    #: source network -> network at the recovery site, before the recovery target's
     networks: dict[str, str] = Field(default_factory=dict)
 
 
 class Group(Model):
     """Pairs with one policy."""
 
+    #: the site of the VMs
     source: str
     #: VM names or patterns (*, ?) at the source site
     vms: tuple[str, ...]
+    #: where their restore points go
     store: str
     #: recovery target; without one the VMs are backed up only
     target: str | None = None
+    #: have VMware Tools bring the guest to rest; a guest that cannot be gives a crash-consistent point and a note
     quiesce: bool = True
+    #: when backups are due; without it they are made on request only
     backup: Schedule | None = None
+    #: when replication is due
     replicate: ReplicateWhen = ReplicateWhen()
     #: retention: restore points kept per VM, besides those that a replica or a pin needs
     keep_last: int = Field(default=14, ge=1)
+    #: what is different for one VM, by its name
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
 
     def covers(self, site: str, vm: str) -> bool:

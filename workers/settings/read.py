@@ -6,6 +6,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ DEFAULT_PATHS = (
     Path("/etc/understudy/understudy.toml"),
     Path("/etc/understudy/understudy.d"),
 )
+
+#: keys by which Redis and the catalogue are found
+ADDRESSES = frozenset(f"{key}{whence}" for key in ("redis", "catalogue") for whence in ("", "_file", "_env"))
 
 
 class Seen(NamedTuple):
@@ -124,6 +128,30 @@ def look(where: Path) -> tuple[Seen, ...]:
             continue
         found.append(Seen(str(path), stat.st_mtime_ns, stat.st_size, stat.st_ino))
     return tuple(found)
+
+
+def addresses(where: Path) -> dict[str, Any]:
+    """What can be made out of `redis` and `catalogue` (and their _file, _env) in files that are wrong otherwise."""
+    found: dict[str, Any] = {}
+    with suppress(ConfigError):
+        for file in files(where):
+            with suppress(ConfigError):
+                found |= _absolute(_addresses(_text(file)), file)
+    return found
+
+
+def _addresses(text: bytes) -> dict[str, Any]:
+    """Of a file that is no TOML: the lines above its first table, each for itself."""
+    table: dict[str, Any] = {}
+    try:
+        table = tomllib.loads(text.decode())
+    except (ValueError, RecursionError):
+        for line in text.decode(errors="replace").splitlines():
+            if line.lstrip().startswith("["):
+                break
+            with suppress(ValueError, RecursionError):
+                table |= tomllib.loads(line)
+    return {key: value for key, value in table.items() if key in ADDRESSES and isinstance(value, str)}
 
 
 def file_of(origins: Mapping[tuple[str, ...], Path], key: Sequence[int | str]) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,17 +27,32 @@ def read(file: Path | None, variable: str | None, what: str) -> str:
         raise ConfigError(f"the file {file} cannot be read; write {what} into its first line") from err
 
 
+def trouble(file: Path | None, variable: str | None) -> str | None:
+    """Why a secret cannot be read on this machine, or who else can; None when all is well."""
+    if variable is not None:
+        return None if variable in os.environ else f"the environment here has no {variable}"
+    if file is None:
+        return None
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as err:
+        return f"{file} cannot be read here: {err.strerror if isinstance(err, OSError) else err}"
+    if not stat.S_ISREG(mode):
+        return f"{file} is not a file"
+    if not os.access(file, os.R_OK):
+        return f"{file} may not be read by this user"
+    return f"{file} may be read by others: chmod o-r" if mode & stat.S_IROTH else None
+
+
 def redis_address(text: str) -> str:
     """Raises `ValueError`."""
     try:
         parts = urlsplit(text)
-        if parts.scheme not in ("redis", "rediss", "redis+socket") or (parts.port == 0):
-            raise ValueError(REDIS)
-        if not text.isprintable() or " " in text or not re.fullmatch(r"(?:/\d*)?", parts.path or "/"):
-            if parts.scheme != "redis+socket":
-                raise ValueError(REDIS)
-    except ValueError:
-        raise ValueError(REDIS) from None
+        whole = parts.scheme in ("redis", "rediss") and re.fullmatch(r"(?:/\d*)?", parts.path) and parts.port != 0
+    except ValueError:  # a port that is no number
+        whole = False
+    if not (whole or text.startswith("redis+socket:///")) or not text.isprintable() or " " in text:
+        raise ValueError(REDIS)
     return text
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -16,7 +16,8 @@ SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 1 << 20, "GiB": 1 << 30,
 #: The longest interval, in seconds: a hundred years. Python's own times end in the year 9999.
 LONGEST = 100 * 366 * 86400
 #: what of an address may be a password: the login, and parameters that are called so
-_LOGIN = re.compile(r"://(?:([^:@/]*):)?.*@")
+_LOGIN = re.compile(r"://.*@")
+_PASSWORD = re.compile(r"://([^:@/]*):.*@")
 _PARAMETER = re.compile(r"([?&][^=&]*(?:pass|secret|key|token)[^=&]*=)[^&]*", re.IGNORECASE)
 _NUMBER = re.compile(r"0*[1-9][0-9]{0,14}")
 
@@ -44,9 +45,14 @@ def masked(address: str) -> str:
     """An address without its password; of Redis' whole login, which is often nothing but the password."""
     if address.startswith("redis"):
         address = _LOGIN.sub("://***@", address)
-    else:
-        address = _LOGIN.sub(lambda login: f"://{login[1]}:***@" if login[1] else "://***@", address)
+    elif not address.startswith("sqlite"):
+        address = _PASSWORD.sub(r"://\1:***@", address)
     return _PARAMETER.sub(r"\1***", address)
+
+
+def one_of(*keys: str) -> dict[str, Any]:
+    """For the JSON Schema: exactly one of these keys."""
+    return {"oneOf": [{"required": [key]} for key in keys]}
 
 
 def _interval(text: str) -> str:
@@ -75,7 +81,13 @@ def _cron(text: str) -> str:
     return text
 
 
-Interval = Annotated[str, AfterValidator(_interval)]
-Size = Annotated[str, AfterValidator(_size)]
+Interval = Annotated[
+    str, AfterValidator(_interval), WithJsonSchema({"type": "string", "pattern": "^0*[1-9][0-9]*[smhdw]$"})
+]
+Size = Annotated[
+    str,
+    AfterValidator(_size),
+    WithJsonSchema({"type": "string", "pattern": "^0*[1-9][0-9]* *([MGT]B|[MGT]iB)$"}),
+]
 Cron = Annotated[str, AfterValidator(_cron)]
 Zone = Annotated[str, AfterValidator(_zone)]
