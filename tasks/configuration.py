@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def findings() -> Findings:
         said = (kept.sentence,) if kept is not None else ()
         return Findings(path=str(where), ok=False, mistakes=tuple(str(err).splitlines()), in_force=said)
     found = [
-        *configuration.remarks(loaded.settings, datetime.now(UTC)),
+        *configuration.remarks(loaded.settings),
         *configuration.exposed(loaded.settings),
     ]
     mistakes = _addresses(loaded)

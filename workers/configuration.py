@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from workers import due, policy
+from workers import policy
 from workers.catalogue import Catalogue, InForce
 from workers.errors import ConfigError, UnderstudyError
-from workers.settings import Group, Schedule, Settings, read, seconds, secrets, shape
+from workers.settings import Group, Settings, read, seconds, secrets, shape
 from workers.settings.values import masked
 
 #: a worker that has not been seen for so long is gone, and what it refused with it
@@ -34,11 +34,11 @@ class Remark(NamedTuple):
 # --- what is probably not meant -----------------------------------------------------------------------------------
 
 
-def remarks(settings: Settings, now: datetime) -> list[Remark]:
+def remarks(settings: Settings) -> list[Remark]:
     """By the configuration alone."""
     found = [*_unused(settings), *_timing(settings), *_places(settings)]
     for name, group in settings.groups.items():
-        found += _group(name, group, now)
+        found += _group(name, group)
     for key in ADDRESSES:
         given = getattr(settings, f"{key}_given")
         if given is not None and masked(given) != given:
@@ -94,22 +94,14 @@ def _mounted(settings: Settings, key: Key, site: str, datastore: str) -> Iterato
         )
 
 
-def _group(name: str, group: Group, now: datetime) -> Iterator[Remark]:
+def _group(name: str, group: Group) -> Iterator[Remark]:
     key = ("groups", name)
     dotted = shape.dotted(key)
-    schedules = (("backup", group.backup), ("replicate.schedule", group.replicate.schedule))
-    for what, schedule in schedules:
-        if schedule is not None and not _fires(schedule, now):
-            yield Remark(key, f"{dotted}.{what}: cron = {schedule.cron!r} never comes: no such day exists")
     if not policy.targets_of(group) and "replicate" in group.model_fields_set:
         yield Remark(key, f"{dotted}.replicate: the group has no target, so nothing is replicated")
     for vm in group.overrides:
         if not group.covers(group.source, vm):
             yield Remark(key, f"{dotted}.overrides.{shape.dotted((vm,))}: the group does not cover a VM of that name")
-
-
-def _fires(schedule: Schedule, now: datetime) -> bool:
-    return due.next_slot(schedule, "", now) is not None
 
 
 def exposed(settings: Settings) -> list[Remark]:

@@ -74,10 +74,13 @@ def _zone(name: str) -> str:
 
 
 def _cron(text: str) -> str:
+    allowed = "a cron line of five fields that comes at some time, e.g. '30 1 * * *'"
+    if len(text.split()) != 5:
+        raise ValueError(allowed)
     try:
         CronSim(text, datetime(2026, 1, 1, tzinfo=UTC))
-    except CronSimError as err:
-        raise ValueError("a cron line of five fields, e.g. '30 1 * * *'") from err
+    except CronSimError as err:  # also for a day that no month has: such a schedule would never be due
+        raise ValueError(f"{allowed} ({err})") from err
     return text
 
 

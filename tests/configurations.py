@@ -1,0 +1,113 @@
+"""A configuration with every key, as TOML, and the command in this process: what the tests of `config` share."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.command import forgetting, run
+
+#: every key that there is, as it may be
+FULL: dict[str, Any] = {
+    "redis": "redis://:hunter2@127.0.0.1:1/0",
+    "catalogue": "sqlite:///catalogue.db",
+    "sites": {
+        "prod": {
+            "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
+            "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"},
+        },
+        "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
+    },
+    "stores": {"main": {"path": "store"}},
+    "targets": {
+        "dr": {
+            "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
+            "networks": {"*": "N"}, "prefix": "p-", "suffix": "-s", "provisioning": "thin",
+        },
+    },
+    "groups": {
+        "web": {
+            "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True, "keep_last": 3,
+            "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
+            "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
+            "overrides": {
+                "web-1": {"name": "n", "datastore": "ds1", "excluded_disks": ["Hard disk 2"], "networks": {"A": "B"}},
+            },
+        },
+    },
+    "flower": {"user": "operator", "password_env": "F"},
+    "tuning": {"threads": 2, "slice_time": "4m", "sample": 0.5},
+}  # fmt: skip
+
+
+def alone_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with nothing configured but the secrets that FULL names."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("UNDERSTUDY_CONFIG", "")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    for variable in ("P", "F"):
+        monkeypatch.setenv(variable, "hunter2")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def understudy(*arguments: str) -> Said:
+    out, err = io.StringIO(), io.StringIO()
+    with forgetting(), redirect_stdout(out), redirect_stderr(err):
+        code = run(*arguments)
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def toml(value: Any) -> str:
+    """A value as TOML, tables inline."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{toml(str(key))} = {toml(inner)}' for key, inner in value.items())}}}"
+    return str(value)
+
+
+def document(data: dict[str, Any]) -> str:
+    return "".join(f"{toml(key)} = {toml(value)}\n" for key, value in data.items())
+
+
+def write(data: dict[str, Any]) -> None:
+    Path("understudy.toml").write_text(document(data))
+    Path("p").write_text("hunter2\n")
+    Path("p").chmod(0o600)
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """FULL with other values, by dotted keys; None removes one."""
+    data = copy.deepcopy(FULL)
+    for dotted, value in changes.items():
+        *above, last = dotted.split(".")
+        table = data
+        for key in above:
+            table = table[key]
+        if value is None:
+            del table[last]
+        else:
+            table[last] = value
+    return data
