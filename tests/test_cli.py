@@ -142,6 +142,15 @@ def test_init_in_another_folder(tmp_path: Path) -> None:
     assert (tmp_path / "etc/understudy/catalogue.db").exists()
 
 
+def test_init_of_a_folder_of_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "etc" / "understudy.d").mkdir(parents=True)
+    configured(tmp_path).rename(tmp_path / "etc" / "understudy.d" / "all.toml")
+    assert run("init", "--dir", "etc") == 0
+    assert "configuration " in capsys.readouterr().out
+    assert (tmp_path / "etc" / "understudy.d" / "catalogue.db").exists()
+    assert not (tmp_path / "etc" / "understudy.toml").exists()
+
+
 def test_the_example_says_what_settings_know() -> None:
     settings.Settings.model_validate(tomllib.loads(init.EXAMPLE))
     uncommented = "\n".join(

@@ -43,7 +43,8 @@ def _config_of(folder: Path) -> Path:
             return settings.find().absolute()
         except ConfigError:
             pass  # there is none yet
-    return (folder / settings.DEFAULT_PATHS[0].name).absolute()
+    names = [path.name for path in settings.DEFAULT_PATHS[:2]]
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0]).absolute()
 
 
 @app.command()
