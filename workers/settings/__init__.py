@@ -8,7 +8,7 @@ import os
 
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
-from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
+from workers.settings.policy import Group, Keep, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, find, load
 from workers.settings.values import seconds, size
 
@@ -17,6 +17,7 @@ __all__ = [
     "FAULT",
     "Flower",
     "Group",
+    "Keep",
     "RecoveryTarget",
     "ReplicateWhen",
     "Schedule",

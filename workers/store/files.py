@@ -26,8 +26,8 @@ def room(store: Path) -> Iterator[None]:
         if err.errno not in _FULL:
             raise
         raise NoSpace(
-            f"the store {store} is full ({err.strerror}): free space there, or lower keep_last of its "
-            f"groups: what that gives up is freed after the next backups. Nothing that was in the store is lost, and "
+            f"the store {store} is full ({err.strerror}): free space there, or lower what `keep` of "
+            f"its groups keeps and run `understudy prune`. Nothing that was in the store is lost, and "
             f"the run can go on afterwards"
         ) from err
 
