@@ -53,7 +53,7 @@ class Keep(Model):
     def _something(self) -> Keep:
         if not any((self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)):
             raise ValueError(
-                "at least one of last, hourly, daily, weekly, monthly and yearly above 0, e.g. { last = 14, daily = 30 }"
+                "at least one of last, hourly, daily, weekly, monthly and yearly above 0, e.g. { last = 14, daily = 9 }"
             )
         return self
 

@@ -147,6 +147,15 @@ def buffer(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, max(ALIGN, size)))
 
 
+def locked(fd: int) -> bool:
+    """Whether nobody else had the file's lock; now this descriptor has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def names(folder: Path, suffix: str = "") -> list[str]:
     """Sorted, without hidden ones. Any failure half way is raised: a short list would look like few files."""
     with os.scandir(folder) as entries:

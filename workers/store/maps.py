@@ -198,6 +198,10 @@ class MapsWriter:
         self.size = HEAD_SIZE
         files.write_all(self._fd, layout.head(MAPS_MAGIC, self.id, run), 0)
 
+    @property
+    def empty(self) -> bool:
+        return not self._records
+
     def append(self, segment: SegmentMap, since: Since | None = None) -> Name:
         body = encode(segment, since)
         name = digest_of(body)

@@ -16,7 +16,7 @@ from workers.errors import Conflict, StoreDamaged, UnderstudyError
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.models import PointDisk, RestorePoint
 from workers.point import BATCH, Reader
-from workers.store import files, layout, prune
+from workers.store import files, layout
 from workers.store.index import Index
 from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
@@ -342,7 +342,7 @@ class StoreWriter:
         if point.run != self.run:
             raise ValueError(f"a writer of run {self.run} cannot commit a point of run {point.run}")
         parent = self._points.read(point.vm.instance_uuid, point.seq - 1) if point.parent is not None else None
-        new = prune.segments(point) - (prune.segments(parent) if parent is not None else set())
+        new = segments(point) - (segments(parent) if parent is not None else set())
         there = set(pack_ids(self._packs.folder)) if new else set()
         for name in sorted(new):
             try:
