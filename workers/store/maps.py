@@ -235,6 +235,11 @@ class MapsFile:
         self.fd = files.open_read(path)
         layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id)
 
+    def segments(self) -> list[tuple[int, int]]:
+        """Offset and length of each, by the trailer."""
+        table = layout.read_trailer(self.path, self.fd, MAPPED)
+        return list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
+
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if (fd := getattr(self, "fd", -1)) >= 0:
             close(fd)

@@ -11,8 +11,8 @@ import numpy as np
 
 from workers.errors import StoreDamaged
 from workers.store import usage
-from workers.store.maps import Maps, maps_ids, maps_path
-from workers.store.packs import PackCache, pack_path
+from workers.store.maps import Maps
+from workers.store.packs import PackCache
 
 #: What one compaction moves at most: its table of moved blobs is 64 MiB in memory then, and its packs and maps must
 #: fit into the store beside the old ones until those are deleted.
@@ -22,7 +22,7 @@ MOST_BYTES = 16 << 30
 
 class Victim(NamedTuple):
     id: int
-    #: bytes of its file, and what of them is in use
+    #: bytes of its blobs or segments (heads, trailers and padding are never "dead"), and what of them is in use
     size: int
     live: int
     blobs: int = 0
@@ -83,9 +83,7 @@ def _sparse_packs(
         usage.mark(maps, names, group)
         for pack_id, used in group.items():
             live = used.live()
-            victim = Victim(
-                pack_id, pack_path(packs.folder, pack_id).stat().st_size, used.live_bytes(), int((live > 0).sum())
-            )
+            victim = Victim(pack_id, int(used.stored.sum()), used.live_bytes(), int((live > 0).sum()))
             if 0 < live.sum() and victim.live < below * victim.size:
                 found.append(victim)
     return found
@@ -115,7 +113,6 @@ def _sparse_maps(maps: Maps, names: Iterable[str], spare: Collection[int]) -> li
         where = maps.parse(name)
         used[where.file] = used.get(where.file, 0) + where.length
     return [
-        Victim(file, maps_path(maps.folder, file).stat().st_size, used[file])
-        for file in maps_ids(maps.folder)
-        if file in used and file not in spare
+        Victim(file, sum(length for _, length in maps.file(file).segments()), used[file])
+        for file in sorted(used.keys() - set(spare))
     ]
