@@ -29,7 +29,7 @@ from tests.store.test_prune import at_step, packs
 from workers.errors import Conflict, NotFound, Refused
 from workers.extents import GRANULE
 from workers.models import RestorePoint
-from workers.store import Store, moves, usage
+from workers.store import Store, StoreWriter, moves, usage
 from workers.store.maps import dense, from_dense
 
 MIB = 1 << 20
@@ -249,6 +249,33 @@ def test_who_reads_by_old_names_reads_to_the_end(store: Store, history: History)
     assert store.compact(below=0.9).state == "done"
     assert store.prune().waiting == 0
     assert_as_before(store, history)
+
+
+def test_hole_13_an_old_tombstone_does_not_speak_for_a_pack_that_was_needed_again(
+    store: Store, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prune marked the emptied packs, a late commit needed them again, somebody reads that point; then it is exchanged
+    as well. Whoever prune noted has ended by now, but not the one who reads."""
+    parent, disk = history[-1][0], history[-1][1].copy()
+    scribble(disk, 77, writes=5)
+    late: list[StoreWriter] = []
+    at_step(monkeypatch, "compact.made", lambda: late.append(store.writer("late")))
+    assert store.compact(below=0.9).state == "waits"
+    assert store.prune().runs == ("late",)
+    with late[0] as writer:
+        made, _ = write_disk(writer, disk, disk.allocated(), parent.disks[0])
+        point = make_point(parent, "late", [made])
+        writer.commit(point)
+    reads = Store.open(store.path)
+    reader = reads.reader(reads.point(VM, point.id), "disk-1")
+    assert store.compact(below=0.9).points == 1
+    store.prune()
+    for piece in reader.read(list(disk.allocated())):
+        assert bytes(piece.data or bytes(piece.length)) == disk.content(piece.offset, piece.length)
+    del reads, reader
+    compacted(store)
+    assert_as_before(store, [*history, (point, disk)])
+    assert leftovers(store) == []
 
 
 def test_what_a_dead_reader_left_holds_nothing_up(store: Store, history: History) -> None:

@@ -337,6 +337,9 @@ class _Step:
         faults.at("compact.mapped")
         if points and self._job.after is not None:
             self._save(after=None)  # whoever comes between that list and this exchange must be waited for, too
+        if points:
+            old = {self._maps.parse(name).file for name, new in self._renamed.items() if new != name}
+            self._home._pruner.unbury(set(self._job.packs), old)
         for vm, seq in points:
             self._swap(vm, seq)
             faults.at("compact.exchanged")

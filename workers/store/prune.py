@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from workers import faults
@@ -102,6 +103,7 @@ class Pruner:
             # It was killed between its commit and its farewell; a run commits once.
             self._writers.end(run)
         runs -= refs.runs
+        self.unbury(refs.packs, refs.maps)
         old = [tomb for _, tomb in self._all()]
         packs -= refs.packs | {pack for tomb in old for pack in tomb.packs}
         maps -= refs.maps | {file for tomb in old for file in tomb.maps}
@@ -156,6 +158,17 @@ class Pruner:
     def _forget(self, vm: str, seq: int) -> None:
         if self._points.retired(vm, seq):
             self._points.forget(vm, seq)
+
+    def unbury(self, packs: AbstractSet[int], maps: AbstractSet[int]) -> None:
+        """Takes files off the tombstones: a run that was waited for has committed a point that needs them.
+
+        Once nobody needs them any more they are marked anew: whoever read that point must be waited for, and he may
+        have come after those whom the old tombstone lists. Compaction calls this before it makes files unneeded.
+        """
+        for path, tomb in self._all():
+            if packs & set(tomb.packs) or maps & set(tomb.maps):
+                kept = {"packs": tuple(p for p in tomb.packs if p not in packs)}
+                self._write(path, tomb.model_copy(update=kept | {"maps": tuple(m for m in tomb.maps if m not in maps)}))
 
     # --- tombstones -----------------------------------------------------------------------------------------
 
