@@ -66,7 +66,7 @@ vms = ["web-*", "db-01"]                  # names or patterns
 store = "main"
 target = "dr"                             # left out: backed up only
 backup = { every = "1h" }                 # or: { cron = "30 1 * * *", timezone = "Europe/Berlin" }
-keep_last = 14                            # restore points per VM
+keep = { last = 14, daily = 14, weekly = 8 }   # restore points per VM; also hourly, monthly, yearly, timezone
 # replicate = { after_backup = true }     # the default; or on a schedule of its own: schedule = { every = "4h" }
 
 # [groups.web.overrides.db-01]

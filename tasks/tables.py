@@ -169,7 +169,7 @@ def points(found: Sequence[Kept]) -> None:
     if not found:
         return show.say("no restore point yet; `understudy backup VM` makes one")
     rows = show.table(
-        *("store", "point", "time of data (UTC)", "consistency", "disks", "read", "changed", "stored", "held by"),
+        *("store", "point", "time of data (UTC)", "consistency", "disks", "read", "changed", "stored", "kept as"),
         right=("read", "changed", "stored"),
     )
     for point in found:
@@ -180,7 +180,7 @@ def points(found: Sequence[Kept]) -> None:
                 show.size(point.read),
                 show.size(point.changed),
                 show.size(point.stored),
-                ", ".join(point.held_by) or "-",
+                ", ".join(point.kept_as) or "goes at the next prune",
             ),
         )
     show.console().print(rows)

@@ -35,7 +35,7 @@ FULL: dict[str, Any] = {
     },
     "groups": {
         "web": {
-            "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True, "keep_last": 3,
+            "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True, "keep": {"last": 3},
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {

@@ -37,11 +37,11 @@ def test_a_right_configuration_is_ok() -> None:
 
 
 def test_a_wrong_one_is_a_sentence_per_mistake() -> None:
-    write(changed(**{"tuning.threads": 0, "groups.web.keep_last": "many"}))
+    write(changed(**{"tuning.threads": 0, "groups.web.keep.last": "many"}))
     said = understudy("config", "check")
     assert said.code == 1 and said.out == ""
     first, second = said.err.splitlines()
-    assert first.startswith("understudy: understudy.toml: groups.web.keep_last = 'many': ")
+    assert first.startswith("understudy: understudy.toml: groups.web.keep.last = 'many': ")
     assert second.startswith("understudy: understudy.toml: tuning.threads = 0: ")
     found = json.loads((again := understudy("config", "check", "--json")).out)
     assert again.code == 1 and not found["ok"] and len(found["mistakes"]) == 2
@@ -210,7 +210,7 @@ def test_the_schema_takes_every_key(validator: Any) -> None:
         {"catalogue": None},
         {"groups.web.backup": {"every": "soon"}},
         {"groups.web.backup": {}},
-        {"groups.web.keep_last": 0},
+        {"groups.web.keep.last": 0},
         {"groups.web.vms": "web"},
         {"targets.dr.provisioning": "fat"},
         {"stores": None},

@@ -80,9 +80,9 @@ def test_twice_is_an_error_that_names_both_files(other: str, key: str, tmp_path:
 
 
 def test_an_error_names_the_file_that_the_key_came_from(tmp_path: Path) -> None:
-    written(tmp_path, a=TOP + SITE + STORE, b=GROUP + "kep_last = 3\n", c="[tuning]\nthreads = 0\n")
+    written(tmp_path, a=TOP + SITE + STORE, b=GROUP + "kep = 3\n", c="[tuning]\nthreads = 0\n")
     first, second = refused(tmp_path)
-    assert first.startswith("b.toml: groups.web.kep_last is not a key") and "did you mean 'keep_last'?" in first
+    assert first.startswith("b.toml: groups.web.kep is not a key") and "did you mean 'keep'?" in first
     assert second.startswith("c.toml: tuning.threads = 0: ")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, plan, retention
+from workers import faults, plan, prune
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -366,32 +366,14 @@ def _committed(live: Live, store_name: str, session: Session, point: RestorePoin
 
 
 def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
-    """Retention: the newest `keep_last` points stay, and those that a pin needs. The run itself has ended well."""
+    """Retention. The run itself has ended well."""
     try:
         with storage_in_words():
-            _retire_expired(live, store, store_name, uuid)
+            keep = prune.rules(live.here, store_name, live.run.site, live.run.vm)
+            for trouble in prune.retire(live.here, store_name, store, uuid, keep).troubles:
+                live.note(trouble)
     except UnderstudyError as err:
         live.note(f"old restore points are kept until the next backup: {err}")
-
-
-def _retire_expired(live: Live, store: Store, store_name: str, uuid: str) -> None:
-    points = store.points(uuid)
-    _tell_catalogue(live, store_name, uuid, points)
-    keep = max((group.keep_last for group in _groups(live)), default=len(points))
-    for point in retention.expired(points, keep_last=keep, needed=set(store.pins(uuid))):
-        store.retire(uuid, point.id)
-        live.here.catalogue.drop_point(store_name, uuid, point.id)
-
-
-def _tell_catalogue(live: Live, store_name: str, uuid: str, points: list[RestorePoint]) -> None:
-    """Whoever made or retired a point may have died before it could say so."""
-    catalogue = live.here.catalogue
-    known = {point.id for point in catalogue.points(uuid, store_name)}
-    for point in points:
-        if point.id not in known:
-            catalogue.record_point(store_name, point)
-    for gone in known - {point.id for point in points}:
-        catalogue.drop_point(store_name, uuid, gone)
 
 
 def _groups(live: Live) -> list[Group]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from datetime import datetime
 
+from workers import prune, retention
 from workers.catalogue import PointSummary
 from workers.errors import NotFound, UnderstudyError
-from workers.models import Model, Pair, PointDisk, RestorePoint
+from workers.models import Model, PointDisk, RestorePoint
 from workers.run import Here
 from workers.store import Store
 
@@ -24,7 +25,7 @@ class KeptDisk(Model):
 
 
 class Kept(Model):
-    """A restore point. `disks` and `held_by` are empty when its store can not be read from here; `remark` says so."""
+    """A restore point. What only its store knows is empty when that can not be read from here; `remark` says so."""
 
     store: str
     id: str
@@ -37,8 +38,8 @@ class Kept(Model):
     changed: int
     stored: int
     disks: tuple[KeptDisk, ...] = ()
-    #: replicas that need it, and other holders of pins
-    held_by: tuple[str, ...] = ()
+    #: why it is kept: the rules that keep it, and who holds it; empty = it goes at the next prune
+    kept_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     remark: str = ""
 
@@ -46,15 +47,11 @@ class Kept(Model):
 def kept(here: Here, name: str) -> list[Kept]:
     """By store and number. Raises `NotFound` when no VM of that name or instance UUID was ever seen."""
     uuids = _uuids(here, name)
-    pairs = here.catalogue.pairs()
-    holders = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
     found = []
     for store, configured in here.settings.stores.items():
         for uuid in uuids:
             try:
-                opened = Store.open(configured.path)
-                pins = opened.pins(uuid)
-                found += [_of_store(store, point, holders, pins) for point in opened.points(uuid)]
+                found += _of_store(here, store, Store.open(configured.path), uuid)
             except UnderstudyError as err:
                 remark = f"the store {store} can not be read from here ({err}); this is what the catalogue knows of it"
                 found += [_of_catalogue(point, remark) for point in here.catalogue.points(uuid, store)]
@@ -73,12 +70,15 @@ def _uuids(here: Here, name: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _replica(pair: Pair) -> str:
-    return f"{pair.site}/{pair.replica_name}"
+def _of_store(here: Here, store: str, opened: Store, uuid: str) -> list[Kept]:
+    points = opened.points(uuid)
+    rules = prune.rules_of(here, store, opened, uuid)
+    why = retention.reasons(points, rules, prune.needed(here, opened, uuid))
+    unruled = () if rules else ("no group's rule is about it: kept until a person retires it",)
+    return [_line(store, point, (*why[point.id], *unruled)) for point in points]
 
 
-def _of_store(store: str, point: RestorePoint, holders: Mapping[str, str], pins: Mapping[str, set[str]]) -> Kept:
-    held = sorted(holders.get(holder, holder) for holder in pins.get(point.id, set()))
+def _line(store: str, point: RestorePoint, kept_as: Sequence[str]) -> Kept:
     return Kept(
         store=store,
         id=point.id,
@@ -91,7 +91,7 @@ def _of_store(store: str, point: RestorePoint, holders: Mapping[str, str], pins:
         changed=sum(part.changed for part in point.disks),
         stored=sum(part.stored for part in point.disks),
         disks=tuple(_disk(part) for part in point.disks),
-        held_by=tuple(held),
+        kept_as=tuple(kept_as),
         notes=point.notes,
     )
 

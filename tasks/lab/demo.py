@@ -44,7 +44,7 @@ source = "prod"
 vms = ["web-*", "db-*"]
 store = "main"
 target = "dr"
-keep_last = 5
+keep = { last = 5 }
 backup = { every = "45s", jitter = "10s" }
 
 [groups.files]
@@ -52,7 +52,7 @@ source = "prod"
 vms = ["files-*"]
 store = "main"
 target = "dr"
-keep_last = 5
+keep = { last = 5 }
 backup = { every = "45s", jitter = "10s" }
 replicate = { after_backup = false, schedule = { every = "60s", jitter = "none" } }
 

@@ -34,7 +34,7 @@ class Command:
         self.cwd = world.folder / "empty"
         self.cwd.mkdir()
         text = world.config.read_text().replace("redis://127.0.0.1:1/0", redis.url)
-        world.config.write_text(text.replace("keep_last", "replicate = { after_backup = false }\nkeep_last"))
+        world.config.write_text(text.replace("keep = ", "replicate = { after_backup = false }\nkeep = "))
         self.processes: list[services.Program] = []
 
     def argv(self, *arguments: str) -> list[str]:
@@ -119,7 +119,7 @@ def test_from_init_to_a_replica_in_sync(understudy: Command) -> None:
     assert "in sync" in understudy.look("status")
 
     (point,) = understudy.table("points", "web-01")
-    assert point["held_by"] == ["replica dr/web-01_replica"] and point["disks"][0]["mode"] == "full"
+    assert point["kept_as"][-1] == "pinned by replica dr/web-01_replica" and point["disks"][0]["mode"] == "full"
     assert "replica dr/web-01_replica" in understudy.look("points", "web-01")
 
     run = understudy.table("runs", "web-01", "--limit", "1")[0]["id"]

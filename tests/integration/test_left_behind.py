@@ -11,6 +11,7 @@ from tests.integration.world import MIB, World
 from workers import backup, replicate, snapshot_point
 from workers.errors import Refused, UnderstudyError
 from workers.models import RunState
+from workers.settings import Keep
 from workers.store import Store
 from workers.vsphere import inventory
 
@@ -61,7 +62,7 @@ def test_a_point_that_is_pinned_while_it_is_retired_fails_no_backup(
     for _ in range(2):
         world.backup("race")
     here = world.here
-    group = world.settings.groups["all"].model_copy(update={"keep_last": 1})
+    group = world.settings.groups["all"].model_copy(update={"keep": Keep(last=1)})
     here = type(here)(world.settings.model_copy(update={"groups": {"all": group}}), world.catalogue)
 
     def pinned(self: Store, vm: str, point: str) -> None:

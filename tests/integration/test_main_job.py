@@ -142,7 +142,7 @@ def test_the_replica_is_the_vm_it_stands_for_and_is_off(world: World) -> None:
 
 
 def test_retention_keeps_the_last_points_and_what_the_replica_needs(make_world: Callable[..., World]) -> None:
-    world = make_world(keep_last=2)
+    world = make_world(keep="{ last = 2 }")
     world.make_vm("keep", 8 * MIB)
     world.scribble("keep", 0)
     held = world.backup("keep").point

@@ -115,14 +115,14 @@ def seed_of(default: int) -> int:
 
 
 def test_a_random_life(make_world: Callable[..., World]) -> None:
-    world = make_world(keep_last=3, tuning={"attempts": 5, "lease": "60s"})
+    world = make_world(keep="{ last = 3 }", tuning={"attempts": 5, "lease": "60s"})
     live(world, seed_of(SEED), rounds=40, vms=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_long_random_life_of_several_vms(make_world: Callable[..., World]) -> None:
-    world = make_world(keep_last=3, tuning={"attempts": 5, "lease": "60s"})
+    world = make_world(keep="{ last = 3 }", tuning={"attempts": 5, "lease": "60s"})
     met = live(world, seed_of(random.SystemRandom().randrange(1 << 30)), rounds=300, vms=3, hunt=True)
     missing = set(every_step()) - met
     assert not missing, f"no worker died at {sorted(missing)}: they are never passed, or this test cannot reach them"

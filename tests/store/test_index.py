@@ -127,3 +127,18 @@ def test_a_writer_publishes_while_it_works(store: Store, monkeypatch: pytest.Mon
     assert len(list((store.path / "packs").iterdir())) > 2
     assert len(runs(store)) > 1
     assert_content(store, point, disk)
+
+
+def test_a_run_that_prune_merges_at_once_stops_no_backup(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its publication and the moment its writer opens it, its content went into another file."""
+    publish = index.write_run
+
+    def merged(folder: Path, run: Run) -> Path | None:
+        path = publish(folder, run)
+        if path is not None:
+            path.rename(path.with_name("00000000000000aa.idx"))
+        return path
+
+    monkeypatch.setattr(index, "write_run", merged)
+    point, _ = backup(store, disk_of(1))
+    assert_content(store, point, disk_of(1))

@@ -30,6 +30,8 @@ def test_a_pack_that_is_still_open_here_but_was_pruned_is_not_reused(store: Stor
     assert_content(store, first, disk)
     backup(store, disk_of(2), mode="full")
     store.retire(VM, first.id)
+    assert Store.open(store.path).prune().waiting == 2, "whoever was handed a point may read it"
+    store.close()
     assert Store.open(store.path).prune().packs == 1
     point, made = backup(store, disk, mode="full")
     assert made[0].stored > MIB // 2

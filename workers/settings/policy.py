@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -41,6 +41,30 @@ class ReplicateWhen(Model):
     schedule: Schedule | None = None
 
 
+class Keep(Model):
+    """Retention: which restore points of a VM are kept, besides the newest and those that a replica or a pin needs.
+
+    `last` counts points. The others keep the newest point of each of the last so many hours, days, ISO weeks, months
+    or years that have one, as the calendar of `timezone` has them. A point that any of them keeps stays.
+    """
+
+    last: int = Field(default=0, ge=0)
+    hourly: int = Field(default=0, ge=0)
+    daily: int = Field(default=0, ge=0)
+    weekly: int = Field(default=0, ge=0)
+    monthly: int = Field(default=0, ge=0)
+    yearly: int = Field(default=0, ge=0)
+    timezone: Zone = "UTC"
+
+    @model_validator(mode="after")
+    def _something(self) -> Keep:
+        if not any((self.last, self.hourly, self.daily, self.weekly, self.monthly, self.yearly)):
+            raise ValueError(
+                "at least one of last, hourly, daily, weekly, monthly and yearly above 0, e.g. { last = 14, daily = 9 }"
+            )
+        return self
+
+
 class VmOverride(Model):
     """What is different for one VM of a group."""
 
@@ -71,10 +95,17 @@ class Group(Model):
     backup: Schedule | None = None
     #: when replication is due
     replicate: ReplicateWhen = ReplicateWhen()
-    #: retention: restore points kept per VM, besides those that a replica or a pin needs
-    keep_last: int = Field(default=14, ge=1)
+    #: retention: which restore points are kept per VM
+    keep: Keep = Keep(last=14)
     #: what is different for one VM, by its name
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "keep_last" in data:
+            raise ValueError(f"keep_last is written keep = {{ last = {data['keep_last']} }} now")
+        return data
 
     def covers(self, site: str, vm: str) -> bool:
         return site == self.source and any(fnmatchcase(vm, pattern) for pattern in self.vms)

@@ -8,12 +8,14 @@ pack        an append-only file of blobs with a trailer of their digests, writte
 segment     the map of 1 GiB of a disk: which granules are where in which pack. Immutable, shared between points
 point       a manifest: the VM and the names of its disks' segments. Complete in itself: no chain is merged to read it
 pin         a file that keeps a point
-tombstone   a file that lists what prune will delete once every run that may refer to it has ended
+tombstone   a file that lists what prune will delete once every run and reader that may refer to it has ended
+compaction  moves what is in use of packs that are mostly dead into new ones; the points' content stays as it is
 """
 
+from workers.store.compact import CompactReport
 from workers.store.prune import PruneReport
 from workers.store.read import DiskReader
 from workers.store.store import Store
 from workers.store.write import Segment, StoreWriter
 
-__all__ = ["DiskReader", "PruneReport", "Segment", "Store", "StoreWriter"]
+__all__ = ["CompactReport", "DiskReader", "PruneReport", "Segment", "Store", "StoreWriter"]

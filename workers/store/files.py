@@ -26,8 +26,8 @@ def room(store: Path) -> Iterator[None]:
         if err.errno not in _FULL:
             raise
         raise NoSpace(
-            f"the store {store} is full ({err.strerror}): free space there, or lower keep_last of its "
-            f"groups: what that gives up is freed after the next backups. Nothing that was in the store is lost, and "
+            f"the store {store} is full ({err.strerror}): free space there, or lower what `keep` of "
+            f"its groups keeps and run `understudy prune`. Nothing that was in the store is lost, and "
             f"the run can go on afterwards"
         ) from err
 
@@ -145,6 +145,15 @@ def write_aligned(fd: int, view: memoryview, offset: int) -> None:
 def buffer(size: int) -> memoryview:
     """Memory at a page's border, as O_DIRECT wants it."""
     return memoryview(mmap.mmap(-1, max(ALIGN, size)))
+
+
+def locked(fd: int) -> bool:
+    """Whether nobody else had the file's lock; now this descriptor has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def names(folder: Path, suffix: str = "") -> list[str]:

@@ -130,7 +130,8 @@ class Index:
             files.sync_folder(self._packs.folder)
             path = write_run(self._folder, joined(self._recent))
             if path is not None:
-                self._published.append(Run.open(path))
+                with contextlib.suppress(FileNotFoundError):  # prune merged it already; what is in it is found later
+                    self._published.append(Run.open(path))
         self._recent = []
         if len(self._published) > 2 * RUNS and merge(self._folder):
             self._published = open_runs(self._folder)

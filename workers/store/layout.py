@@ -39,6 +39,7 @@ PACK_MAGIC = b"UStPACK\0"
 MAPS_MAGIC = b"UStMAPS\0"
 SEGMENT_MAGIC = b"UStSEGM\0"
 INDEX_MAGIC = b"UStINDX\0"
+MOVES_MAGIC = b"UStMOVE\0"
 FOOT_MAGIC = b"UStFOOT\0"
 
 #: magic, version, padding, id of the file, length of the run's name; then the name, zeroes, and the BLAKE3 of the rest
@@ -56,6 +57,10 @@ ZSTD = 1
 PACKED = 2
 #: One segment of a file of maps.
 MAPPED = np.dtype([("digest", "V16"), ("offset", "<u8"), ("length", "<u8")])
+
+#: One blob that a compaction moved: from where, to which slot of the new pack, and which of its granules (a bit each,
+#: the first in the lowest bit of the first byte): they lie one after the other in the new blob.
+MOVED = np.dtype([("pack", "<u8"), ("slot", "<u4"), ("to", "<u4"), ("live", "V32")])
 
 #: magic, version, steps, packs, changes, BLAKE3 (16 bytes) of the packs' ids and the changes, BLAKE3 (16 bytes) of the
 #: places and the starts; then these four. The digest of the head alone is the segment's name: it vouches for all.

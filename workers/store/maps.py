@@ -198,6 +198,10 @@ class MapsWriter:
         self.size = HEAD_SIZE
         files.write_all(self._fd, layout.head(MAPS_MAGIC, self.id, run), 0)
 
+    @property
+    def empty(self) -> bool:
+        return not self._records
+
     def append(self, segment: SegmentMap, since: Since | None = None) -> Name:
         body = encode(segment, since)
         name = digest_of(body)
@@ -230,6 +234,11 @@ class MapsFile:
         self.path = path
         self.fd = files.open_read(path)
         layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id)
+
+    def segments(self) -> list[tuple[int, int]]:
+        """Offset and length of each, by the trailer."""
+        table = layout.read_trailer(self.path, self.fd, MAPPED)
+        return list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if (fd := getattr(self, "fd", -1)) >= 0:

@@ -8,7 +8,6 @@ Whichever looks last sees the other: never does `pin` return for a point that go
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -94,7 +93,7 @@ class Pins:
             path = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                if _locked(fd) and path.exists():
+                if files.locked(fd) and path.exists():
                     files.sync_folder(path.parent)
                     try:
                         yield
@@ -114,7 +113,7 @@ class Pins:
             except FileNotFoundError:
                 continue
             try:
-                if not _locked(fd):
+                if not files.locked(fd):
                     return True
                 files.remove(path)
             finally:
@@ -126,14 +125,6 @@ class Pins:
 
     def _intents(self, vm: str, point_id: str) -> Path:
         return self._points.path(vm, 0).with_name(f".retiring-{safe(point_id, 'a restore point')}")
-
-
-def _locked(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _going(vm: str, point_id: str) -> NotFound:

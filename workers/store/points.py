@@ -1,4 +1,4 @@
-"""Restore points as files: points/<vm>/<seq>.json, claimed once by link(2), never edited, retired by exchange.
+"""Restore points as files: points/<vm>/<seq>.json, claimed once by link(2), exchanged or retired in one step.
 
 A retired point's file stays, without its content, until prune has seen every writer end: so a sequence number is never
 claimed twice, and a listing that races with commits and retirements can be told from a quiet one.
@@ -6,9 +6,12 @@ claimed twice, and a listing that races with commits and retirements can be told
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -106,7 +109,25 @@ class Points:
 
     def retire(self, vm: str, seq: int, point_id: str) -> None:
         """Exchanges the manifest for a mark. The caller has checked pins."""
-        files.replace(self.path(vm, seq), _RETIRED + json.dumps(point_id).encode() + b"}\n", secrets.token_hex(4))
+        with self.exclusive(vm):
+            files.replace(self.path(vm, seq), _RETIRED + json.dumps(point_id).encode() + b"}\n", secrets.token_hex(4))
+
+    @contextlib.contextmanager
+    def exclusive(self, vm: str) -> Iterator[None]:
+        """Retirement and compaction exchange a manifest one after the other: else a retired point might come back."""
+        fd = os.open(self.root / safe(vm, "a VM's id") / ".exchange", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def exchange(self, staged: Path, point: RestorePoint) -> None:
+        """`staged`, the same point with other names of segments, takes its place in one step. Within `exclusive`.
+
+        FileNotFoundError when `staged` was taken away. The folder is not synced: either form is good.
+        """
+        os.rename(staged, self.path(point.vm.instance_uuid, point.seq))
 
     def check_not_newest(self, vm: str, seq: int) -> None:
         if not any(later > seq for later in self.live(vm)):

@@ -3,7 +3,8 @@
 1. List packs, then runs, then points, in this order: a run that is missing in the list has published what it ever will.
 2. Unreferenced files of no registered run get a tombstone, which is synced before the runs are listed again: a run that
    is missing in *that* list reads the tombstone when it starts and leaves the files alone. The others are waited for.
-3. When none of those is registered any more, the points are read once more. What is still not referenced is deleted.
+   So are the readers that are there then: whoever comes later reads manifests that do not name these files.
+3. When none of those is there any more, the points are read once more. What is still not referenced is deleted.
 Nothing is deleted when anything that must be read cannot be.
 """
 
@@ -13,18 +14,19 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from workers import faults
-from workers.errors import StoreDamaged, Transient
-from workers.models import Model, RestorePoint
+from workers.errors import StoreDamaged
+from workers.models import Model
 from workers.store import files, index, layout
 from workers.store.layout import FORMAT, HEAD_SIZE, MAPS_MAGIC, PACK_MAGIC
 from workers.store.maps import Maps, maps_ids, maps_path
+from workers.store.needed import needed
 from workers.store.packs import PackCache, pack_ids, pack_path
-from workers.store.pins import Pins
 from workers.store.points import Points
+from workers.store.readers import Readers
 from workers.store.writers import Writers
 
 
@@ -33,148 +35,108 @@ class PruneReport(Model):
     packs: int = 0
     maps: int = 0
     freed: int = 0
-    #: files marked that wait for these runs to end
+    #: files marked that wait for these runs and readers to end
     waiting: int = 0
     runs: tuple[str, ...] = ()
-    #: another prune is at work, this one did nothing
+    readers: tuple[str, ...] = ()
+    #: another prune or a compaction is at work, this one did nothing
     busy: bool = False
 
 
-@dataclass
-class Needed:
-    """What the restore points refer to."""
-
-    segments: set[str] = field(default_factory=set)
-    packs: set[int] = field(default_factory=set)
-    maps: set[int] = field(default_factory=set)
-    #: runs that have committed
-    runs: set[str] = field(default_factory=set)
-    #: retired points whose numbers are still claimed
-    marks: set[tuple[str, int]] = field(default_factory=set)
-
-
 class Tomb(Model):
-    """A tombstone. `waits` is None until the runs were listed after it was synced."""
+    """A tombstone. `waits` is None until runs and readers were listed after it was synced."""
 
     format: int = FORMAT
     packs: tuple[int, ...]
     maps: tuple[int, ...]
     marks: tuple[tuple[str, int], ...] = ()
     waits: tuple[str, ...] | None = None
+    readers: tuple[str, ...] = ()
 
 
 class Pruner:
     def __init__(
-        self, root: Path, *, maps: Maps, packs: PackCache, points: Points, pins: Pins, writers: Writers, index: Path
+        self,
+        root: Path,
+        *,
+        maps: Maps,
+        packs: PackCache,
+        points: Points,
+        writers: Writers,
+        readers: Readers,
+        index: Path,
     ) -> None:
         self._root = root
         self._tombs = root / "tombs"
         self._maps = maps
         self._packs = packs
         self._points = points
-        self._pins = pins
         self._writers = writers
+        self._readers = readers
         self._index = index
 
-    def run(self) -> PruneReport:
-        with self._alone() as mine:
+    def run(self, own: str | None) -> PruneReport:
+        """`own` is the caller's name among the readers: nobody waits for himself."""
+        with self.alone() as mine:
             if not mine:
                 return PruneReport(busy=True)
             self._writers.sweep()
             for folder in (self._tombs, self._index):
                 files.sweep(folder)
             self._mark()
-            report = self._delete()
+            report = self._delete(own)
             index.complete(self._index, self._packs)
             index.merge(self._index, set(pack_ids(self._packs.folder)))
             return report
 
     def buried(self) -> set[int]:
-        """The packs that a writer which starts now must not refer to."""
+        """The packs that are under a tombstone: nobody who starts now may refer to them."""
         return {pack for _, tomb in self._all() for pack in tomb.packs}
-
-    # --- what is needed -------------------------------------------------------------------------------------
-
-    def _needed(self) -> Needed:
-        """Every reference, from a listing that no commit or retirement disturbed.
-
-        Names of points only ever appear (they are forgotten here alone), so two equal listings around the reading
-        mean that whatever was committed meanwhile was read, or that the point it replaced was.
-        """
-        for _ in range(20):
-            before = self._listing()
-            needed = Needed()
-            for vm, sequences in before.items():
-                for seq in sequences:
-                    self._add(needed, vm, seq)
-            if self._listing() == before:
-                self._follow(needed)
-                return needed
-        raise Transient(f"the restore points in {self._root} change faster than prune can read them; it tries later")
-
-    def _listing(self) -> dict[str, list[int]]:
-        return {vm: self._points.sequences(vm) for vm in files.names(self._points.root)}
-
-    def _add(self, needed: Needed, vm: str, seq: int) -> None:
-        point = self._points.read(vm, seq)
-        if point is None:
-            needed.marks.add((vm, seq))
-            return
-        needed.runs.add(point.run)
-        needed.segments.update(segments(point))
-
-    def _follow(self, needed: Needed) -> None:
-        for name in needed.segments:
-            needed.maps.add(self._maps.parse(name).file)
-            needed.packs.update(self._maps.packs(name))
 
     # --- marking --------------------------------------------------------------------------------------------
 
     def _mark(self) -> None:
         packs, maps = set(pack_ids(self._packs.folder)), set(maps_ids(self._maps.folder))
         runs = set(self._writers.live())
-        needed = self._needed()
-        for run in runs & needed.runs:
+        refs = needed(self._points, self._maps)
+        for run in runs & refs.runs:
             # It was killed between its commit and its farewell; a run commits once.
             self._writers.end(run)
-        runs -= needed.runs
+        runs -= refs.runs
+        self.unbury(refs.packs, refs.maps)
         old = [tomb for _, tomb in self._all()]
-        packs -= needed.packs | {pack for tomb in old for pack in tomb.packs}
-        maps -= needed.maps | {file for tomb in old for file in tomb.maps}
-        marks = needed.marks - {mark for tomb in old for mark in tomb.marks}
+        packs -= refs.packs | {pack for tomb in old for pack in tomb.packs}
+        maps -= refs.maps | {file for tomb in old for file in tomb.maps}
+        marks = refs.marks - {mark for tomb in old for mark in tomb.marks}
         tomb = Tomb(
-            packs=tuple(sorted(p for p in packs if self._owner(pack_path(self._packs.folder, p)) not in runs)),
-            maps=tuple(sorted(m for m in maps if self._owner(maps_path(self._maps.folder, m)) not in runs)),
+            packs=tuple(sorted(p for p in packs if owner(pack_path(self._packs.folder, p)) not in runs)),
+            maps=tuple(sorted(m for m in maps if owner(maps_path(self._maps.folder, m)) not in runs)),
             marks=tuple(sorted(marks)),
         )
         if tomb.packs or tomb.maps or tomb.marks:
             self._write(self._tombs / f"{layout.fresh_id():016x}.json", tomb)
             faults.at("store.tombstone")
 
-    def _owner(self, path: Path) -> str:
-        """The run that wrote a file; "" when its head cannot be read, e.g. because it is being written."""
-        magic = PACK_MAGIC if path.suffix == ".pack" else MAPS_MAGIC
-        try:
-            with open(path, "rb") as file:
-                return layout.read_head(path, file.read(HEAD_SIZE), magic, int(path.stem, 16))
-        except (StoreDamaged, FileNotFoundError):
-            return ""
-
     # --- deleting -------------------------------------------------------------------------------------------
 
-    def _delete(self) -> PruneReport:
+    def _delete(self, own: str | None) -> PruneReport:
+        readers = self._readers.live() - {own}
         for path, tomb in self._all():
             if tomb.waits is None:
-                self._write(path, tomb.model_copy(update={"waits": tuple(self._writers.live())}))
-        runs = set(self._writers.live())
-        needed = self._needed()
+                waits = tuple(sorted(self._writers.waited_for()))
+                self._write(path, tomb.model_copy(update={"waits": waits, "readers": tuple(sorted(readers))}))
+        runs, readers = self._writers.waited_for(), self._readers.live() - {own}
+        refs = needed(self._points, self._maps)
         packs = maps = freed = waiting = 0
+        held, reading = set[str](), set[str]()
         for path, tomb in self._all():
-            if tomb.waits is None or runs & set(tomb.waits):
+            held |= runs & set(tomb.waits or ())
+            reading |= readers & set(tomb.readers)
+            if tomb.waits is None or runs & set(tomb.waits) or readers & set(tomb.readers):
                 waiting += len(tomb.packs) + len(tomb.maps)
                 continue
-            dead = [pack_path(self._packs.folder, p) for p in tomb.packs if p not in needed.packs]
-            dead_maps = [maps_path(self._maps.folder, m) for m in tomb.maps if m not in needed.maps]
+            dead = [pack_path(self._packs.folder, p) for p in tomb.packs if p not in refs.packs]
+            dead_maps = [maps_path(self._maps.folder, m) for m in tomb.maps if m not in refs.maps]
             freed += sum(_unlink(file) for file in (*dead, *dead_maps))
             packs, maps = packs + len(dead), maps + len(dead_maps)
             for vm, seq in tomb.marks:
@@ -184,12 +146,29 @@ class Pruner:
                 files.sync_folder(folder)
             files.remove(path)
         files.sync_folder(self._tombs)
-        held = tuple(sorted(runs)) if waiting else ()
-        return PruneReport(packs=packs, maps=maps, freed=freed, waiting=waiting, runs=held)
+        return PruneReport(
+            packs=packs,
+            maps=maps,
+            freed=freed,
+            waiting=waiting,
+            runs=tuple(sorted(held)),
+            readers=tuple(sorted(reading)),
+        )
 
     def _forget(self, vm: str, seq: int) -> None:
         if self._points.retired(vm, seq):
             self._points.forget(vm, seq)
+
+    def unbury(self, packs: AbstractSet[int], maps: AbstractSet[int]) -> None:
+        """Takes files off the tombstones: a run that was waited for has committed a point that needs them.
+
+        Once nobody needs them any more they are marked anew: whoever read that point must be waited for, and he may
+        have come after those whom the old tombstone lists. Compaction calls this before it makes files unneeded.
+        """
+        for path, tomb in self._all():
+            if packs & set(tomb.packs) or maps & set(tomb.maps):
+                kept = {"packs": tuple(p for p in tomb.packs if p not in packs)}
+                self._write(path, tomb.model_copy(update=kept | {"maps": tuple(m for m in tomb.maps if m not in maps)}))
 
     # --- tombstones -----------------------------------------------------------------------------------------
 
@@ -209,7 +188,7 @@ class Pruner:
         files.replace(path, tomb.model_dump_json().encode() + b"\n", f"{layout.fresh_id():016x}")
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
+    def alone(self) -> Iterator[bool]:
         with open(self._root / "prune.lock", "ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,8 +198,14 @@ class Pruner:
                 yield True
 
 
-def segments(point: RestorePoint) -> set[str]:
-    return {name for disk in point.disks for name in disk.segments if name}
+def owner(path: Path) -> str:
+    """The run that wrote a file; "" when its head cannot be read, e.g. because it is being written."""
+    magic = PACK_MAGIC if path.suffix == ".pack" else MAPS_MAGIC
+    try:
+        with open(path, "rb") as file:
+            return layout.read_head(path, file.read(HEAD_SIZE), magic, int(path.stem, 16))
+    except (StoreDamaged, FileNotFoundError):
+        return ""
 
 
 def _unlink(path: Path) -> int:

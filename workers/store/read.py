@@ -51,8 +51,10 @@ class Rows(NamedTuple):
 class DiskReader:
     """Implements `workers.point.Reader`. Safe for several threads."""
 
-    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk) -> None:
+    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk, *, held: object = None) -> None:
+        """`held` is what keeps the files of the disk's segments as long as this reader lives."""
         self.size = disk.disk.capacity
+        self.held = held
         self._maps = maps
         self._packs = packs
         self._disk = disk

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import secrets
+import threading
 from pathlib import Path
 
 from workers import faults
@@ -14,21 +15,27 @@ from workers.errors import BadInput, NotFound
 from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
 from workers.store import diff, files, layout
+from workers.store.compact import Compactor, CompactReport
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
 from workers.store.points import Points
 from workers.store.prune import Pruner, PruneReport
 from workers.store.read import DiskReader
+from workers.store.readers import Readers, Reading
 from workers.store.verify import verify
 from workers.store.write import StoreWriter
 from workers.store.writers import Writers
 
-_FOLDERS = ("packs", "maps", "points", "pins", "writers", "tombs", "index")
+_FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction")
 
 
 class Store:
-    """One store, opened. Thread-safe; any number of processes may have it open and write to it."""
+    """One store, opened. Thread-safe; any number of processes may have it open and write to it.
+
+    From the first restore point it hands out until it is gone, it is registered as a reader: what the points that it
+    has handed out name is not deleted before that, however they are retired or compacted meanwhile.
+    """
 
     def __init__(self, path: Path, store_id: str) -> None:
         self.path = path
@@ -38,14 +45,26 @@ class Store:
         self._points = Points(path / "points")
         self._pins = Pins(path / "pins", self._points)
         self._writers = Writers(path / "writers")
+        self._readers = Readers(path / "readers")
+        self._reading: Reading | None = None
+        self._lock = threading.Lock()
         self._pruner = Pruner(
             path,
             maps=self._maps,
             packs=self._packs,
             points=self._points,
-            pins=self._pins,
             writers=self._writers,
+            readers=self._readers,
             index=path / "index",
+        )
+        self._compactor = Compactor(
+            path,
+            maps=self._maps,
+            packs=self._packs,
+            points=self._points,
+            writers=self._writers,
+            readers=self._readers,
+            pruner=self._pruner,
         )
 
     @classmethod
@@ -85,18 +104,36 @@ class Store:
 
     def points(self, vm: str) -> list[RestorePoint]:
         """Oldest first. A damaged one is an error, never left out."""
+        self._enter()
         return self._points.all(vm)
 
     def point(self, vm: str, point_id: str) -> RestorePoint:
+        self._enter()
         return self._points.get(vm, point_id)
 
     def newest(self, vm: str) -> RestorePoint | None:
+        self._enter()
         return self._points.newest(vm)
+
+    def _enter(self) -> None:
+        with self._lock:
+            if self._reading is None:
+                self._reading = self._readers.enter()
+
+    def close(self) -> None:
+        """Nothing that was handed out is read any more. Reading on afterwards is fine: it counts from then."""
+        with self._lock:
+            if self._reading is not None:
+                self._reading.close()
+                self._reading = None
+
+    def _own(self) -> str | None:
+        return self._reading.path.name if self._reading is not None else None
 
     def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk)
+                return DiskReader(self._maps, self._packs, disk, held=self._reading)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 
@@ -121,7 +158,7 @@ class Store:
                 packs=self._packs,
                 points=self._points,
                 writers=self._writers,
-                avoid=self._pruner.buried(),
+                avoid=self._pruner.buried() | self._compactor.emptied(),
                 note=note,
             )
 
@@ -132,7 +169,7 @@ class Store:
 
     def runs(self) -> list[str]:
         """Runs that neither committed nor were abandoned: prune waits for them."""
-        return self._writers.live()
+        return sorted(self._writers.waited_for())
 
     # --- keeping --------------------------------------------------------------------------------------------
 
@@ -155,7 +192,18 @@ class Store:
     def prune(self) -> PruneReport:
         """Deletes what nothing needs, safe beside writers; what must wait for a run is done by a later prune."""
         with files.room(self.path):
-            return self._pruner.run()
+            return self._pruner.run(self._own())
+
+    def compact(
+        self, *, below: float = 0.5, worth: int = 0, rate: int = 0, seconds: float | None = None
+    ) -> CompactReport:
+        """Moves what is in use out of packs and files of maps of which less than this share is; `prune` frees those.
+
+        It begins only when it frees `worth` bytes. At most `rate` bytes a second are read or written (0 = no limit).
+        After `seconds` it stops at a checkpoint, and the next call goes on. Safe beside everything.
+        """
+        with files.room(self.path):
+            return self._compactor.run(self._own(), below=below, worth=worth, rate=rate, seconds=seconds)
 
     def verify(self, deep: bool = False) -> list[str]:
         return verify(self.path, maps=self._maps, packs=self._packs, points=self._points, deep=deep)

@@ -16,11 +16,12 @@ from workers.errors import Conflict, StoreDamaged, UnderstudyError
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.models import PointDisk, RestorePoint
 from workers.point import BATCH, Reader
-from workers.store import files, layout, prune
+from workers.store import files, layout
 from workers.store.index import Index
 from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
 from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
+from workers.store.needed import segments
 from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
 from workers.store.points import Points, encode
 from workers.store.read import DiskReader
@@ -342,7 +343,7 @@ class StoreWriter:
         if point.run != self.run:
             raise ValueError(f"a writer of run {self.run} cannot commit a point of run {point.run}")
         parent = self._points.read(point.vm.instance_uuid, point.seq - 1) if point.parent is not None else None
-        new = prune.segments(point) - (prune.segments(parent) if parent is not None else set())
+        new = segments(point) - (segments(parent) if parent is not None else set())
         there = set(pack_ids(self._packs.folder)) if new else set()
         for name in sorted(new):
             try:

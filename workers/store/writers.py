@@ -18,6 +18,9 @@ from pathlib import Path
 from workers.store import files
 from workers.store.layout import FORMAT, safe
 
+#: how the run of a compaction begins
+COMPACTION = "compaction-"
+
 
 class Writers:
     def __init__(self, root: Path) -> None:
@@ -38,13 +41,17 @@ class Writers:
                 folder.mkdir()
             files.sync_folder(self._root)
             try:
-                files.write_new(note, files.to_json(_myself(run)))
+                files.write_new(note, files.to_json(myself(run)))
             except FileNotFoundError:
                 continue  # the run was ended in between: register it anew
             return note
 
     def live(self) -> list[str]:
         return files.names(self._root)
+
+    def waited_for(self) -> set[str]:
+        """Those that may refer to what no point does: all but a compaction, which takes what it writes from points."""
+        return {run for run in self.live() if not run.startswith(COMPACTION)}
 
     def end(self, run: str) -> bool:
         """Whether it was there. From here on nothing staged by the run can be published."""
@@ -65,7 +72,7 @@ class Writers:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _myself(run: str) -> dict[str, object]:
+def myself(run: str) -> dict[str, object]:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

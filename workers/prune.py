@@ -1,0 +1,104 @@
+"""Prune: retire the restore points that no rule, replica or pin keeps, then free what only they needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workers import retention
+from workers.errors import NotFound, Refused, UnderstudyError
+from workers.models import Model, Pair, RestorePoint
+from workers.run import Here, storage_in_words
+from workers.settings import Keep
+from workers.store import Store
+
+
+class Retired(Model):
+    """What retention did, or would do, with the restore points of one VM in one store."""
+
+    store: str
+    vm: str
+    name: str
+    kept: int
+    points: tuple[str, ...] = ()
+    #: what could not be done, in sentences; those points are kept
+    troubles: tuple[str, ...] = ()
+
+
+def store(here: Here, name: str, *, dry_run: bool = False) -> list[Retired]:
+    """Retention for every VM of a store, also for those whose backups stand still. Repeatable at any time.
+
+    One VM's trouble does not keep the others waiting. A VM that no group names any more keeps all its points.
+    """
+    opened = Store.open(here.settings.store(name).path)
+    return [_of_vm(here, name, opened, uuid, dry_run) for uuid in opened.vms()]
+
+
+def _of_vm(here: Here, name: str, opened: Store, uuid: str, dry_run: bool) -> Retired:
+    try:
+        with storage_in_words():
+            return retire(here, name, opened, uuid, rules_of(here, name, opened, uuid), dry_run=dry_run)
+    except UnderstudyError as err:
+        return Retired(store=name, vm=uuid, name=uuid, kept=0, troubles=(str(err),))
+
+
+def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep], *, dry_run: bool = False) -> Retired:
+    """Retire what of one VM none of `rules` keeps and nobody holds; without rules nothing. The catalogue follows."""
+    points = opened.points(uuid)
+    gone, troubles = [], []
+    for point in retention.expired(points, rules, needed(here, opened, uuid)):
+        try:
+            if not dry_run:
+                opened.retire(uuid, point.id)
+        except NotFound:
+            pass  # another one retired it just now
+        except Refused as err:  # somebody pinned it just now
+            troubles.append(str(err))
+            continue
+        gone.append(point.id)
+    if not dry_run:
+        _tell_catalogue(here, name, uuid, [point for point in points if point.id not in gone])
+    return Retired(
+        store=name,
+        vm=uuid,
+        name=points[-1].vm.name if points else uuid,
+        kept=len(points) - len(gone),
+        points=tuple(gone),
+        troubles=tuple(troubles),
+    )
+
+
+def needed(here: Here, opened: Store, uuid: str) -> dict[str, list[str]]:
+    """Point -> who holds it, in words: the pins in the store, which are what counts."""
+    replicas = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in here.catalogue.pairs()}
+    return {
+        point: sorted(f"pinned by {replicas.get(holder, holder)}" for holder in holders)
+        for point, holders in opened.pins(uuid).items()
+    }
+
+
+def rules(here: Here, store: str, site: str, vm: str) -> list[Keep]:
+    """Of the groups that back a VM up to a store."""
+    return [group.keep for group in here.settings.groups_of(site, vm) if group.store == store]
+
+
+def rules_of(here: Here, name: str, opened: Store, uuid: str) -> list[Keep]:
+    """By what the VM is called now; by what its newest restore point calls it when it is in no inventory."""
+    known = [vm.identity for vm in here.catalogue.inventory() if vm.identity.instance_uuid == uuid]
+    newest = opened.newest(uuid)
+    if not known and newest is not None:
+        known = [newest.vm]
+    return [rule for identity in known for rule in rules(here, name, identity.site, identity.name)]
+
+
+def _tell_catalogue(here: Here, name: str, uuid: str, points: Sequence[RestorePoint]) -> None:
+    """Whoever made or retired a point may have died before it could say so."""
+    known = {point.id for point in here.catalogue.points(uuid, name)}
+    for point in points:
+        if point.id not in known:
+            here.catalogue.record_point(name, point)
+    for gone in known - {point.id for point in points}:
+        here.catalogue.drop_point(name, uuid, gone)
+
+
+def _replica(pair: Pair) -> str:
+    return f"{pair.site}/{pair.replica_name}"

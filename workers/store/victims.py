@@ -1,0 +1,118 @@
+"""Which packs and files of maps are worth a compaction: those that free more than is written for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from workers.errors import StoreDamaged
+from workers.store import usage
+from workers.store.maps import Maps
+from workers.store.packs import PackCache
+
+#: What one compaction moves at most: its table of moved blobs is 64 MiB in memory then, and its packs and maps must
+#: fit into the store beside the old ones until those are deleted.
+MOST_BLOBS = 1 << 20
+MOST_BYTES = 16 << 30
+
+
+class Victim(NamedTuple):
+    id: int
+    #: bytes of its blobs or segments (heads, trailers and padding are never "dead"), and what of them is in use
+    size: int
+    live: int
+    blobs: int = 0
+
+    @property
+    def dead(self) -> int:
+        return self.size - self.live
+
+
+class Chosen(NamedTuple):
+    packs: tuple[int, ...] = ()
+    maps: tuple[int, ...] = ()
+    #: bytes that are written for it, bytes that are freed
+    moves: int = 0
+    frees: int = 0
+
+
+def choose(
+    maps: Maps,
+    packs: PackCache,
+    names: Collection[str],
+    *,
+    spare_packs: Collection[int],
+    spare_maps: Collection[int],
+    below: float,
+    worth: int,
+) -> Chosen:
+    """Of packs and files of maps that `names` refer to and that are in use to less than `below`: the emptiest first.
+
+    Nothing when they free less than `worth` bytes together.
+    """
+    sparse = _sparse_packs(maps, packs, names, spare_packs, below)
+    sparse = _within(_worth_their_maps(maps, names, sparse), packs.folder)
+    files = [v for v in _sparse_maps(maps, names, spare_maps) if v.live < below * v.size]
+    freed = sum(victim.dead for victim in (*sparse, *files))
+    if not freed or freed < worth:
+        return Chosen()
+    return Chosen(
+        tuple(victim.id for victim in sparse),
+        tuple(victim.id for victim in files),
+        sum(victim.live for victim in (*sparse, *files)),
+        freed,
+    )
+
+
+def _sparse_packs(
+    maps: Maps, packs: PackCache, names: Collection[str], spare: Collection[int], below: float
+) -> list[Victim]:
+    wanted = set()
+    for pack_id in {pack for name in names for pack in maps.packs(name)} - set(spare):
+        try:
+            packs.get(pack_id)
+        except StoreDamaged:
+            continue  # `verify` names it; what can be read of it is read from where it is
+        wanted.add(pack_id)
+    found = []
+    for group in usage.groups(packs, wanted):
+        usage.mark(maps, names, group)
+        for pack_id, used in group.items():
+            live = used.live()
+            victim = Victim(pack_id, int(used.stored.sum()), used.live_bytes(), int((live > 0).sum()))
+            if 0 < live.sum() and victim.live < below * victim.size:
+                found.append(victim)
+    return found
+
+
+def _worth_their_maps(maps: Maps, names: Iterable[str], victims: list[Victim]) -> list[Victim]:
+    """Without those that free less than the map segments which must be written again on their account."""
+    cost = dict.fromkeys((victim.id for victim in victims), 0)
+    for name in names:
+        mine = [pack for pack in maps.packs(name) if pack in cost]
+        for pack in mine:
+            cost[pack] += maps.parse(name).length // len(mine)
+    return [victim for victim in victims if victim.dead > cost[victim.id]]
+
+
+def _within(victims: list[Victim], folder: Path) -> list[Victim]:
+    """As many as one compaction takes, and half of what is free holds: the emptiest first."""
+    room = min(MOST_BYTES, shutil.disk_usage(folder).free // 2)
+    ordered = sorted(victims, key=lambda victim: (victim.live / victim.size, victim.id))
+    bytes_, blobs = np.cumsum([v.live for v in ordered]), np.cumsum([v.blobs for v in ordered])
+    return [v for v, b, n in zip(ordered, bytes_, blobs, strict=True) if b <= room and n <= MOST_BLOBS]
+
+
+def _sparse_maps(maps: Maps, names: Iterable[str], spare: Collection[int]) -> list[Victim]:
+    used: dict[int, int] = {}
+    for name in names:
+        where = maps.parse(name)
+        used[where.file] = used.get(where.file, 0) + where.length
+    return [
+        Victim(file, sum(length for _, length in maps.file(file).segments()), used[file])
+        for file in sorted(used.keys() - set(spare))
+    ]
