@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from workers.errors import ConfigError
 from workers.models import Model
+from workers.settings.values import Size
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -61,6 +62,10 @@ class StoreSettings(Model):
     """Where backups are kept."""
 
     path: Path
+    #: packs of which less than this share is in use are compacted; 0 = never
+    compact_below: float = Field(default=0.5, ge=0, le=0.95)
+    #: bytes a second that a compaction reads and writes at most; none = no limit
+    compact_rate: Size | None = None
 
 
 class RecoveryTarget(Model):

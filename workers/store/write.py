@@ -21,6 +21,7 @@ from workers.store.index import Index
 from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
 from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
+from workers.store.needed import segments
 from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
 from workers.store.points import Points, encode
 from workers.store.read import DiskReader
