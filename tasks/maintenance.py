@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tasks.app import app, data_queue, here
 from tasks.dispatch import queue_of, send
 from tasks.waiting import runs_in
+from workers import prune as retention
 from workers import reaper
-from workers.store import Store
+from workers.settings import seconds
 
 
 @app.task(name="understudy.reap", ignore_result=True)
@@ -37,6 +40,10 @@ def prune() -> None:
 
 
 @app.task(name="understudy.prune.store")
-def prune_store(store: str) -> str:
-    """Free what no restore point needs any more."""
-    return str(Store.open(here().settings.store(store).path).prune())
+def prune_store(store: str) -> dict[str, Any]:
+    """Retention, also for VMs whose backups stand still; then free what no restore point needs, for a slice at most."""
+    retired = retention.store(here(), store)
+    freed = retention.free(here(), store, seconds=seconds(here().settings.tuning.slice_time))
+    gone = {each.name: list(each.points) for each in retired if each.points}
+    troubles = [sentence for each in retired for sentence in each.troubles]
+    return {"retired": gone, "troubles": troubles, **freed.model_dump(mode="json")}

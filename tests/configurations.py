@@ -26,7 +26,7 @@ FULL: dict[str, Any] = {
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
-    "stores": {"main": {"path": "store"}},
+    "stores": {"main": {"path": "store", "compact_below": 0.4, "compact_rate": "50MB"}},
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
@@ -35,7 +35,10 @@ FULL: dict[str, Any] = {
     },
     "groups": {
         "web": {
-            "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True, "keep": {"last": 3},
+            "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True,
+            "keep": {
+                "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
+            },
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {

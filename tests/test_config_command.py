@@ -210,7 +210,7 @@ def test_the_schema_takes_every_key(validator: Any) -> None:
         {"catalogue": None},
         {"groups.web.backup": {"every": "soon"}},
         {"groups.web.backup": {}},
-        {"groups.web.keep.last": 0},
+        {"groups.web.keep.last": -1},
         {"groups.web.vms": "web"},
         {"targets.dr.provisioning": "fat"},
         {"stores": None},

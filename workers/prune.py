@@ -8,8 +8,11 @@ from workers import retention
 from workers.errors import NotFound, Refused, UnderstudyError
 from workers.models import Model, Pair, RestorePoint
 from workers.run import Here, storage_in_words
-from workers.settings import Keep
-from workers.store import Store
+from workers.settings import Keep, size
+from workers.store import CompactReport, PruneReport, Store
+
+#: bytes that a compaction must free to be begun unasked: it exchanges manifests of every VM that it touches
+WORTH = 64 << 20
 
 
 class Retired(Model):
@@ -24,6 +27,14 @@ class Retired(Model):
     troubles: tuple[str, ...] = ()
 
 
+class Freed(Model):
+    """What was deleted in a store, and how far a compaction of it has come."""
+
+    store: str
+    pruned: PruneReport
+    compacted: CompactReport | None = None
+
+
 def store(here: Here, name: str, *, dry_run: bool = False) -> list[Retired]:
     """Retention for every VM of a store, also for those whose backups stand still. Repeatable at any time.
 
@@ -31,6 +42,32 @@ def store(here: Here, name: str, *, dry_run: bool = False) -> list[Retired]:
     """
     opened = Store.open(here.settings.store(name).path)
     return [_of_vm(here, name, opened, uuid, dry_run) for uuid in opened.vms()]
+
+
+def free(here: Here, name: str, *, compact: bool = True, seconds: float | None = None, worth: int = WORTH) -> Freed:
+    """Delete what nothing needs, and compact what is mostly dead, for so long at most. Safe beside everything."""
+    configured = here.settings.store(name)
+    opened = Store.open(configured.path)
+    with storage_in_words():
+        pruned = opened.prune()
+        if not compact or not configured.compact_below:
+            return Freed(store=name, pruned=pruned)
+        compacted = opened.compact(
+            below=configured.compact_below,
+            rate=size(configured.compact_rate) if configured.compact_rate else 0,
+            worth=worth,
+            seconds=seconds,
+        )
+        if compacted.state == "done":
+            again = opened.prune()
+            pruned = again.model_copy(
+                update={
+                    "packs": pruned.packs + again.packs,
+                    "maps": pruned.maps + again.maps,
+                    "freed": pruned.freed + again.freed,
+                }
+            )
+    return Freed(store=name, pruned=pruned, compacted=compacted)
 
 
 def _of_vm(here: Here, name: str, opened: Store, uuid: str, dry_run: bool) -> Retired:

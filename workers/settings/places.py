@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from workers.models import Model
 from workers.settings import secrets
-from workers.settings.values import one_of
+from workers.settings.values import Size, one_of
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -53,6 +53,10 @@ class StoreSettings(Model):
 
     #: a folder on a file system with fsync and hard links (local disks, NFS)
     path: Path
+    #: packs of which less than this share is in use are compacted; 0 = never
+    compact_below: float = Field(default=0.5, ge=0, le=0.95)
+    #: bytes a second that a compaction reads and writes at most; none = no limit
+    compact_rate: Size | None = None
 
 
 class RecoveryTarget(Model):

@@ -48,12 +48,19 @@ class Keep(Model):
     or years that have one, as the calendar of `timezone` has them. A point that any of them keeps stays.
     """
 
+    #: the newest so many points
     last: int = Field(default=0, ge=0)
+    #: the newest point of each of the last so many hours that have one
     hourly: int = Field(default=0, ge=0)
+    #: of each of so many days
     daily: int = Field(default=0, ge=0)
+    #: of each of so many ISO weeks
     weekly: int = Field(default=0, ge=0)
+    #: of each of so many months
     monthly: int = Field(default=0, ge=0)
+    #: of each of so many years
     yearly: int = Field(default=0, ge=0)
+    #: whose days and hours these are, e.g. Europe/Berlin
     timezone: Zone = "UTC"
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from workers.errors import Conflict, StoreDamaged
 from workers.models import Model, RestorePoint
 from workers.store import files, index, layout, moves, usage, victims
 from workers.store.layout import FORMAT
-from workers.store.maps import Maps, MapsWriter, maps_ids, maps_path
+from workers.store.maps import Maps, MapsWriter, Since, maps_ids, maps_path
 from workers.store.moving import Mover, Pace
 from workers.store.needed import each, needed, segments
 from workers.store.packs import PackCache, pack_ids, pack_path
@@ -404,7 +404,15 @@ class _Rewriter:
         old = self._maps.load_many([name])[0]
         new = moves.moved(old, self._tables)
         stays = new is old and self._maps.parse(name).file not in self._files
-        self._renamed[name] = name if stays else str(writer.append(new))
+        self._renamed[name] = name if stays else str(writer.append(new, self._since(name)))
+
+    def _since(self, name: str) -> Since | None:
+        """Where it differs from the one it was made from: that was moved in the same way, so the list stays true."""
+        since = self._maps.since(name)
+        if since is None:
+            return None
+        parent = str(since.parent)
+        return since._replace(parent=self._maps.parse(self._renamed.get(parent, parent)))
 
 
 def _with_names(point: RestorePoint, renamed: Mapping[str, str]) -> RestorePoint:

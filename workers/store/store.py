@@ -23,6 +23,7 @@ from workers.store.points import Points
 from workers.store.prune import Pruner, PruneReport
 from workers.store.read import DiskReader
 from workers.store.readers import Readers, Reading
+from workers.store.stats import Figures, figures
 from workers.store.verify import verify
 from workers.store.write import StoreWriter
 from workers.store.writers import Writers
@@ -205,8 +206,15 @@ class Store:
         with files.room(self.path):
             return self._compactor.run(self._own(), below=below, worth=worth, rate=rate, seconds=seconds)
 
-    def verify(self, deep: bool = False) -> list[str]:
-        return verify(self.path, maps=self._maps, packs=self._packs, points=self._points, deep=deep)
+    def verify(self, deep: bool = False, vm: str | None = None) -> list[str]:
+        """What is damaged, in sentences: of all restore points, or of one VM's."""
+        self._enter()
+        return verify(self.path, maps=self._maps, packs=self._packs, points=self._points, deep=deep, vm=vm)
+
+    def stats(self, *, below: float = 0.5, by_vm: bool = False) -> Figures:
+        """Its figures, without reading any blob; `below` is from where on packs are compacted."""
+        self._enter()
+        return figures(self.path, self._points, self._maps, self._packs, below=below, by_vm=by_vm)
 
 
 def _create(path: Path) -> None:

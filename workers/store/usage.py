@@ -16,8 +16,8 @@ from workers.store.packs import Pack, PackCache
 Mask = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-#: Granules of packs that are looked at in one pass over the maps, a byte each: a pass per TiB of content.
-TOGETHER = 1 << 28
+#: Granules of packs that are looked at in one pass over the maps, a byte each: a pass per 512 GiB of content.
+TOGETHER = 1 << 27
 #: Map segments that are loaded at a time: 1.2 MB each at worst
 BATCH = 16
 
@@ -48,13 +48,13 @@ def nothing_of(pack: Pack) -> Used:
     return Used(begins, np.zeros(int(begins[-1]), np.bool_), pack.stored)
 
 
-def groups(packs: PackCache, ids: Collection[int]) -> Iterator[dict[int, Used]]:
+def groups(packs: PackCache, ids: Collection[int], most: int = TOGETHER) -> Iterator[dict[int, Used]]:
     """The packs, unused as yet, in groups that fit into memory. Raises `StoreDamaged` for one that cannot be read."""
     group: dict[int, Used] = {}
     held = 0
     for pack_id in sorted(ids):
         fresh = nothing_of(packs.get(pack_id))
-        if group and held + len(fresh.granules) > TOGETHER:
+        if group and held + len(fresh.granules) > most:
             yield group
             group, held = {}, 0
         group[pack_id] = fresh

@@ -19,11 +19,11 @@ from workers.store.read import decode
 _PROBLEMS = (StoreDamaged, StoreTooNew, OSError)
 
 
-def verify(root: Path, *, maps: Maps, packs: PackCache, points: Points, deep: bool) -> list[str]:
+def verify(root: Path, *, maps: Maps, packs: PackCache, points: Points, deep: bool, vm: str | None) -> list[str]:
     """The problems, as sentences; none = everything that a restore point refers to is there and as it was written."""
     problems: dict[str, None] = {}
     slots: dict[int, set[int]] = {}
-    for where, point in _points(points, problems):
+    for where, point in _points(points, problems, vm):
         for name in sorted({name for disk in point.disks for name in disk.segments if name}):
             try:
                 _collect(maps, name, slots)
@@ -39,8 +39,8 @@ def verify(root: Path, *, maps: Maps, packs: PackCache, points: Points, deep: bo
     return list(problems)
 
 
-def _points(points: Points, problems: dict[str, None]) -> Iterator[tuple[str, RestorePoint]]:
-    for vm in files.names(points.root):
+def _points(points: Points, problems: dict[str, None], only: str | None) -> Iterator[tuple[str, RestorePoint]]:
+    for vm in files.names(points.root) if only is None else [only]:
         for seq in points.sequences(vm):
             try:
                 point = points.read(vm, seq)
