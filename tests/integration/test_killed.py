@@ -45,15 +45,25 @@ def test_a_first_sync_killed_at_any_step_goes_on(world: World, step: str) -> Non
     assert world.plan(name).nothing_new
 
 
-@pytest.mark.parametrize("another_run", [False, True], ids=["same-run", "next-run"])
+INCREMENT_STEPS = [
+    "cursor.applying",
+    "unseal.before",
+    "unseal.after",
+    "hardware.after",
+    *(s for s in STEPS if not s.startswith("create")),
+]
+#: these are gone on with by the same run in the short form, too; a first sync is, at every step
+SAME_RUN = {"cursor.applying", "unseal.after", "own.renewed", "slice.written", "commit.after", "seal.before"}
+
+
 @pytest.mark.parametrize(
-    "step",
+    ("step", "another_run"),
     [
-        "cursor.applying",
-        "unseal.before",
-        "unseal.after",
-        "hardware.after",
-        *(s for s in STEPS if not s.startswith("create")),
+        *(pytest.param(step, True, id=f"{step}-next-run") for step in INCREMENT_STEPS),
+        *(
+            pytest.param(step, False, id=f"{step}-same-run", marks=() if step in SAME_RUN else (pytest.mark.slow,))
+            for step in INCREMENT_STEPS
+        ),
     ],
 )
 def test_an_increment_killed_at_any_step_goes_on(world: World, step: str, another_run: bool) -> None:
