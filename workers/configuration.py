@@ -154,13 +154,14 @@ def last_in_force(where: Path, why: ConfigError) -> Kept | None:
         nothing = {"sites": {}, "stores": {}, "redis": "redis://unknown"}
         catalogue = Catalogue.open(Settings.model_validate(_with(nothing, addresses)).catalogue)
         known = catalogue.configurations()
-        for each in [*(one for one in known if one.path == str(where.absolute())), *known][:1]:
-            kept = Settings.model_validate(_with(each.data, addresses))
-            return Kept(kept, catalogue, _refused([each], str(why)))
-        catalogue.close()
+        newest = next((each for each in known if each.path == str(where.absolute())), known[0] if known else None)
+        if newest is None:
+            catalogue.close()
+            return None
+        kept = Settings.model_validate(_with(newest.data, addresses))
     except (UnderstudyError, ValidationError):
-        pass
-    return None
+        return None
+    return Kept(kept, catalogue, _refused([newest], str(why)))
 
 
 def restored(known: InForce, like: Settings) -> Settings:
