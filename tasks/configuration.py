@@ -14,6 +14,7 @@ from workers.models import Model
 from workers.policy import Setting
 from workers.run import Here
 from workers.settings import Loaded
+from workers.settings.complaints import printable
 
 
 class Findings(Model):
@@ -52,7 +53,7 @@ def findings() -> Findings:
         summary=f"{len(conf.sites)} sites, {len(conf.stores)} stores, {len(conf.targets)} recovery targets, "
         f"{len(conf.groups)} groups",
         mistakes=mistakes,
-        warnings=tuple(f"{loaded.file_of(remark.key)}: {remark.sentence}" for remark in found),
+        warnings=tuple(printable(f"{loaded.file_of(remark.key)}: {remark.sentence}") for remark in found),
         in_force=() if mistakes else _in_force(loaded),
     )
 
@@ -64,7 +65,7 @@ def _addresses(loaded: Loaded) -> tuple[str, ...]:
         if conf.catalogue_given is not None:
             Catalogue(conf.catalogue)
     except ConfigError as err:
-        return (f"{loaded.file_of(('catalogue',))}: catalogue: {err}",)
+        return (printable(f"{loaded.file_of(('catalogue',))}: catalogue: {err}"),)
     return ()
 
 
@@ -139,7 +140,9 @@ def _table(values: Sequence[Setting], loaded: Loaded, *, title: str | None) -> N
     rows = show.table("key", "value", "from", "file", title=title)
     for each in values:
         file = _file(each, loaded)
-        rows.add_row(each.key, _shown(each.value), each.origin, file.name if file is not None else "")
+        rows.add_row(
+            *map(printable, (each.key, _shown(each.value), each.origin, file.name if file is not None else ""))
+        )
     show.console().print(rows)
 
 

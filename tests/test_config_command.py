@@ -119,6 +119,14 @@ def test_a_group_without_a_target_replicates_nothing() -> None:
     )
 
 
+def test_no_name_commands_the_terminal() -> None:
+    write(changed(**{"sites.dr.datastores": {"\x1b[31m": "x"}, "targets.dr.folder": "\x9b31m"}))
+    for arguments in (("check",), ("show",)):
+        said = understudy("config", *arguments)
+        assert said.code == 0 and "\x1b" not in said.out + said.err and "\x9b" not in said.out + said.err
+    assert "(it has \\x1b[31m)" in understudy("config", "check").err
+
+
 def test_an_address_that_no_catalogue_has_is_a_mistake() -> None:
     write(changed(catalogue="postgresql://u:hunter2@h:port/d"))
     said = understudy("config", "check")

@@ -115,7 +115,7 @@ def is_settings_or_sentences(content: str) -> None:
 
 
 fuzzed = hypothesis_settings(
-    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 
@@ -132,7 +132,7 @@ def test_a_torn_file_is_settings_or_sentences(content: str) -> None:
 
 
 @pytest.mark.slow
-@hypothesis_settings(fuzzed, max_examples=4000)
+@hypothesis_settings(fuzzed, max_examples=1500)
 @given(mutated() | torn())
 def test_many_more(content: str) -> None:
     is_settings_or_sentences(content)

@@ -151,31 +151,34 @@ def last_in_force(where: Path, why: ConfigError) -> Kept | None:
     """What was in force last, by the catalogue, when the files at `where` are refused; None when nobody knows."""
     try:
         addresses = read.addresses(where)
-        partial = Settings.model_validate({"sites": {}, "stores": {}, "redis": "redis://unknown", **addresses})
-        catalogue = Catalogue.open(partial.catalogue)
+        nothing = {"sites": {}, "stores": {}, "redis": "redis://unknown"}
+        catalogue = Catalogue.open(Settings.model_validate(_with(nothing, addresses)).catalogue)
+        known = catalogue.configurations()
+        newest = next((each for each in known if each.path == str(where.absolute())), known[0] if known else None)
+        if newest is None:
+            catalogue.close()
+            return None
+        kept = Settings.model_validate(_with(newest.data, addresses))
     except (UnderstudyError, ValidationError):
         return None
-    known = catalogue.configurations()
-    mine = [each for each in known if each.path == str(where.absolute())] or known
-    if not mine:
-        catalogue.close()
-        return None
-    return Kept(_restored(mine[0], addresses), catalogue, _refused(mine[:1], str(why)))
+    return Kept(kept, catalogue, _refused([newest], str(why)))
 
 
 def restored(known: InForce, like: Settings) -> Settings:
     """A recorded configuration as settings, with the addresses of those that this process has."""
-    return _restored(known, like.model_dump(by_alias=True, include=_ADDRESS_FIELDS, exclude_none=True))
+    addresses = like.model_dump(by_alias=True, include=_ADDRESS_FIELDS, exclude_none=True)
+    return Settings.model_validate(_with(known.data, addresses))
 
 
-def _restored(known: InForce, addresses: Mapping[str, Any]) -> Settings:
-    data = dict(known.data)
+def _with(data: Mapping[str, Any], addresses: Mapping[str, Any]) -> dict[str, Any]:
+    """The data with these addresses instead of its own."""
+    data = dict(data)
     for key in ADDRESSES:
         given = {name: addresses[name] for name in (key, f"{key}_file", f"{key}_env") if name in addresses}
         if given:
             data = {name: value for name, value in data.items() if name not in (key, f"{key}_file", f"{key}_env")}
             data |= given
-    return Settings.model_validate(data)
+    return data
 
 
 def without_secrets(data: Mapping[str, Any]) -> dict[str, Any]:
