@@ -81,6 +81,22 @@ def test_hole_15_a_diff_is_the_same_before_and_after(store: Store, history: Hist
     assert [[store.diff(now[a], now[b]) for a in ids] for b in ids] == before
 
 
+def test_segments_still_list_where_they_differ_from_the_one_before(store: Store, history: History) -> None:
+    """So a diff after a compaction reads as little as before: the lists are carried over, to the new names."""
+
+    def told() -> list[bool]:
+        names = [store.point(VM, point.id).disks[0].segments[0] for point, _ in history]
+        origins = [store._maps.since(name) for name in names[1:]]
+        return [origin is not None and str(origin.parent) == a for a, origin in zip(names, origins, strict=False)]
+
+    before = [store.point(VM, point.id).disks[0].segments for point, _ in history]
+    assert told() == [True] * 3
+    assert store.compact(below=0.9).points == 4
+    assert told() == [True] * 3
+    after = [store.point(VM, point.id).disks[0].segments for point, _ in history]
+    assert not any(a == b for a, b in zip(before, after, strict=True))
+
+
 def test_hole_15_between_two_exchanges_a_diff_reports_too_much_and_no_more_than_moved(
     store: Store, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
