@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
+import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, make_point, noise, write_disk
 from tests.store.living import (
@@ -29,8 +25,7 @@ from tests.store.test_prune import at_step, packs
 from workers.errors import Conflict, NotFound, Refused
 from workers.extents import GRANULE
 from workers.models import RestorePoint
-from workers.store import Store, StoreWriter, moves, usage
-from workers.store.maps import dense, from_dense
+from workers.store import Store, StoreWriter, usage
 
 MIB = 1 << 20
 
@@ -84,6 +79,22 @@ def test_hole_15_a_diff_is_the_same_before_and_after(store: Store, history: Hist
     assert not packs(store) & used - packs(store), "no name comes back"
     now = {point.id: point.disks[0] for point in store.points(VM)}
     assert [[store.diff(now[a], now[b]) for a in ids] for b in ids] == before
+
+
+def test_segments_still_list_where_they_differ_from_the_one_before(store: Store, history: History) -> None:
+    """So a diff after a compaction reads as little as before: the lists are carried over, to the new names."""
+
+    def told() -> list[bool]:
+        names = [store.point(VM, point.id).disks[0].segments[0] for point, _ in history]
+        origins = [store._maps.since(name) for name in names[1:]]
+        return [origin is not None and str(origin.parent) == a for a, origin in zip(names, origins, strict=False)]
+
+    before = [store.point(VM, point.id).disks[0].segments for point, _ in history]
+    assert told() == [True] * 3
+    assert store.compact(below=0.9).points == 4
+    assert told() == [True] * 3
+    after = [store.point(VM, point.id).disks[0].segments for point, _ in history]
+    assert not any(a == b for a, b in zip(before, after, strict=True))
 
 
 def test_hole_15_between_two_exchanges_a_diff_reports_too_much_and_no_more_than_moved(
@@ -251,6 +262,17 @@ def test_who_reads_by_old_names_reads_to_the_end(store: Store, history: History)
     assert_as_before(store, history)
 
 
+def test_a_forked_child_does_not_end_its_parents_reading(store: Store, history: History) -> None:
+    store.points(VM)
+    child = os.fork()
+    if child == 0:
+        store.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    report = Store.open(store.path).compact(below=0.9)
+    assert report.state == "waits" and len(report.readers) == 1
+
+
 def test_hole_13_an_old_tombstone_does_not_speak_for_a_pack_that_was_needed_again(
     store: Store, history: History, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,79 +366,3 @@ def test_prune_and_compaction_take_turns(store: Store, history: History, monkeyp
     at_step(monkeypatch, "compact.copied", others)
     store.compact(below=0.9)
     assert said == [True, "busy"]
-
-
-# --- any life -----------------------------------------------------------------------------------------------------
-
-events = st.lists(
-    st.one_of(
-        st.tuples(st.just("backup"), st.integers(0, 50)),
-        st.tuples(st.just("full"), st.integers(0, 50)),
-        st.tuples(st.just("retire"), st.integers(0, 5)),
-        st.tuples(st.just("compact"), st.sampled_from([30, 60, 95])),
-        st.tuples(st.just("a slice of compaction"), st.sampled_from([60, 95])),
-        st.tuples(st.just("prune"), st.just(0)),
-    ),
-    max_size=14,
-)
-
-
-@pytest.mark.parametrize("examples", [8, pytest.param(200, marks=pytest.mark.slow)])
-def test_any_life(examples: int) -> None:
-    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(given(events)(live))()
-
-
-def live(script: list[tuple[str, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(Path(folder) / "store")
-        disk, history = MemoryDisk(SIZE), History()
-        actions: dict[str, Callable[[int], object]] = {
-            "compact": lambda below: store.compact(below=below / 100),
-            "a slice of compaction": lambda below: store.compact(below=below / 100, seconds=0),
-            "prune": lambda _: store.prune(),
-        }
-        for what, number in [("backup", 0), ("backup", 1), *script, ("compact", 95), ("prune", 0)]:
-            if what in ("backup", "full"):
-                scribble(disk, number, writes=12)
-                mode = "full" if what == "full" else "delta"
-                history.append((backup(store, disk, mode=mode)[0], disk.copy()))
-            elif what == "retire" and len(history) > 1:
-                store.retire(VM, history.pop(number % (len(history) - 1))[0].id)
-            elif what in actions:
-                actions[what](number)
-        assert_as_before(store, history, exact=False)
-
-
-steps = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 64), st.integers(0, 2)), min_size=1, max_size=30)
-
-
-@settings(max_examples=20, deadline=None)
-@given(steps, st.randoms(use_true_random=False))
-def test_equal_places_stay_equal_and_different_ones_differ(
-    script: list[tuple[int, int, int]], rng: random.Random
-) -> None:
-    """The moving of places alone, over maps that no backup would write."""
-    places, old = np.zeros(1 << 18, np.uint64), [11, 12, 13]
-    for slot, count, pack in script:
-        at, first = rng.randrange(0, 200), rng.randrange(0, 64)
-        run = np.arange(count, dtype=np.uint64) + np.uint64(first)
-        places[at : at + count] = np.uint64((pack + 1) << 32 | slot << 8) + run
-    segment = from_dense(places, old)
-    used = {
-        pack: usage.Used(np.arange(42) * 256, np.zeros(41 * 256, np.bool_), np.ones(41, np.int64)) for pack in old[:2]
-    }
-    usage.mark_segment(segment, used)
-    records: dict[int, list[tuple[int, int, int, bytes]]] = {99: []}
-    for pack, mine in used.items():
-        for slot in np.flatnonzero(mine.live()).tolist():
-            live = mine.granules[slot * 256 : (slot + 1) * 256]
-            records[99].append(moves.record(pack, slot, len(records[99]), live))
-    with tempfile.TemporaryDirectory() as folder:
-        moves.write(Path(folder), 99, "r", records[99])
-        tables = moves.load(Path(folder), [99])
-    after, before = dense(moves.moved(segment, tables)), dense(segment)
-    ids = np.array([0, *moves.moved(segment, tables).packs.tolist()])
-    assert not {11, 12} & set(ids.tolist())
-    pairs = set(zip(before.tolist(), after.tolist(), strict=True))
-    assert len({a for a, _ in pairs}) == len({b for _, b in pairs}) == len(pairs)
-    assert ((before == 0) == (after == 0)).all()

@@ -21,21 +21,21 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from workers import faults
 from workers.errors import Conflict, StoreDamaged
-from workers.models import Model, RestorePoint
+from workers.models import Model
 from workers.store import files, index, layout, moves, usage, victims
 from workers.store.layout import FORMAT
-from workers.store.maps import Maps, MapsWriter, Since, maps_ids, maps_path
+from workers.store.maps import Maps, MapsWriter, maps_ids, maps_path
 from workers.store.moving import Mover, Pace
 from workers.store.needed import each, needed, segments
 from workers.store.packs import PackCache, pack_ids, pack_path
 from workers.store.points import Points, encode
 from workers.store.prune import Pruner, owner
 from workers.store.readers import Readers
+from workers.store.rewriting import Rewriter, with_names
 from workers.store.writers import COMPACTION, Writers
 
 #: Map segments are rewritten in files of this size: a crash repeats at most so much.
@@ -299,7 +299,7 @@ class _Step:
         them are through, a diff between both kinds reports what was moved."""
         before = self._exchanged
         writer, staged, vm = None, list[tuple[str, int]](), ""
-        rewrite = _Rewriter(self._maps, tables, set(self._job.packs) & set(tables), set(self._job.maps), self._renamed)
+        rewrite = Rewriter(self._maps, tables, set(self._job.packs) & set(tables), set(self._job.maps), self._renamed)
         try:
             for vm_now, seq in each(self._points):
                 if staged and (vm_now != vm or (writer is not None and writer.size > MAPS) or self._time_up()):
@@ -351,7 +351,7 @@ class _Step:
             point = self._points.read(vm, seq)
             if point is None:
                 return  # it was retired meanwhile
-            fresh = _with_names(point, self._renamed)
+            fresh = with_names(point, self._renamed)
             if fresh == point:
                 return
             staged = self._writers.folder(self._job.run) / f"manifest-{secrets.token_hex(8)}"
@@ -373,51 +373,3 @@ class _Step:
         files.sync_folder(self._home._folder)
         for pack in self._job.made:
             files.remove(moves.moves_path(self._home._folder, pack))
-
-
-class _Rewriter:
-    """New segments for old ones; `renamed` remembers each, an unchanged one under its own name."""
-
-    def __init__(
-        self,
-        maps: Maps,
-        tables: dict[int, moves.Table],
-        packs: set[int],
-        files_: set[int],
-        renamed: dict[str, str],
-    ) -> None:
-        self._maps = maps
-        self._tables = tables
-        self._packs = packs
-        self._files = files_
-        self._renamed = renamed
-
-    def concerns(self, name: str) -> bool:
-        if name in self._renamed:
-            return self._renamed[name] != name
-        if self._maps.parse(name).file in self._files or self._packs.intersection(self._maps.packs(name)):
-            return True
-        self._renamed[name] = name
-        return False
-
-    def one(self, name: str, writer: MapsWriter) -> None:
-        old = self._maps.load_many([name])[0]
-        new = moves.moved(old, self._tables)
-        stays = new is old and self._maps.parse(name).file not in self._files
-        self._renamed[name] = name if stays else str(writer.append(new, self._since(name)))
-
-    def _since(self, name: str) -> Since | None:
-        """Where it differs from the one it was made from: that was moved in the same way, so the list stays true."""
-        since = self._maps.since(name)
-        if since is None:
-            return None
-        parent = str(since.parent)
-        return since._replace(parent=self._maps.parse(self._renamed.get(parent, parent)))
-
-
-def _with_names(point: RestorePoint, renamed: Mapping[str, str]) -> RestorePoint:
-    disks = tuple(
-        disk.model_copy(update={"segments": tuple(renamed.get(name, name) for name in disk.segments)})
-        for disk in point.disks
-    )
-    return point.model_copy(update={"disks": disks})

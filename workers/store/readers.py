@@ -25,12 +25,14 @@ class Reading:
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
+        self._pid = os.getpid()
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            with contextlib.suppress(OSError):
-                files.remove(self.path)
+            if os.getpid() == self._pid:  # a forked child has a copy of this: what it ends is not ours
+                with contextlib.suppress(OSError):
+                    files.remove(self.path)
             os.close(fd)
 
     def __del__(self) -> None:
