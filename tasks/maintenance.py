@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.app import app, data_queue, here
 from tasks.dispatch import queue_of, send
 from tasks.waiting import runs_in
-from workers import reaper
+from workers import grace, reaper
 from workers.store import Store
 
 
@@ -31,6 +31,7 @@ def reap() -> None:
 @app.task(name="understudy.prune", ignore_result=True)
 def prune() -> None:
     """Have each store pruned by a worker of a site that backs up to it."""
+    grace.forget_strangers(here(), here().catalogue.now())
     sites = {group.store: group.source for group in here().settings.groups.values()}
     for store, site in sites.items():
         prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)
@@ -38,5 +39,7 @@ def prune() -> None:
 
 @app.task(name="understudy.prune.store")
 def prune_store(store: str) -> str:
-    """Free what no restore point needs any more."""
-    return str(Store.open(here().settings.store(store).path).prune())
+    """Free what no restore point needs any more; those of VMs whose grace is over go first."""
+    opened = Store.open(here().settings.store(store).path)
+    grace.retire(here(), store, opened, here().catalogue.now())
+    return str(opened.prune())

@@ -160,7 +160,7 @@ def test_every_setting_is_in_the_manual() -> None:
         if isinstance(value, type) and issubclass(value, Model) and value.__module__.startswith(settings.__name__)
     ]
     assert len(settings_models) >= 9
-    keys = {(model.__name__, key) for model in settings_models for key in model.model_fields}
+    keys = {(model.__name__, f.alias or key) for model in settings_models for key, f in model.model_fields.items()}
     shown = {key for _, key in keys if re.search(rf"`{key}[`.]|{{ .*\b{key} =|`\[{key}[.\]]", manual)}
     assert sorted(key for key in keys if key[1] not in shown) == []
 

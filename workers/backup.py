@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, plan, retention
+from workers import faults, members, plan, retention
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -396,5 +396,5 @@ def _tell_catalogue(live: Live, store_name: str, uuid: str, points: list[Restore
 
 def _groups(live: Live) -> list[Group]:
     """The groups that back this VM up to this store."""
-    _, store_name, _ = live.run.target.split(":", 2)
-    return [g for g in live.here.settings.groups_of(live.run.site, live.run.vm) if g.store == store_name]
+    _, store_name, uuid = live.run.target.split(":", 2)
+    return [group for group in members.groups_of(live.here, uuid) if group.store == store_name]

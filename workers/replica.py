@@ -8,9 +8,10 @@ from workers import plan
 from workers.disks.file import Descriptor, datastore_file
 from workers.errors import ConfigError, Foreign, NotFound
 from workers.extents import Extents
+from workers.members import last_groups_of
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
 from workers.run import Here
-from workers.settings import RecoveryTarget, Settings, VmOverride
+from workers.settings import RecoveryTarget, VmOverride
 from workers.store import Store
 from workers.vsphere import inventory, replica
 from workers.vsphere.building import disk_map
@@ -26,7 +27,7 @@ class Replica:
     def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
         self.here = here
         self.pair = pair
-        self.recovery, self.override = _policy(here.settings, pair)
+        self.recovery, self.override = _policy(here, pair)
         self.site = here.settings.site(pair.site)
         self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)
@@ -140,14 +141,15 @@ class Replica:
         return result
 
 
-def _policy(settings: Settings, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:
-    """Where this pair's replica goes, and what is different for this VM."""
+def _policy(here: Here, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:
+    """Where this pair's replica goes, and what is different for this VM; of one that left its group, what was."""
+    settings = here.settings
     if pair.recovery_target not in settings.targets:
         raise ConfigError(
             f"the recovery target {pair.recovery_target} of {pair.vm} is not configured any more; "
             f"add targets.{pair.recovery_target} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
         )
-    for group in settings.groups_of(pair.source_site, pair.vm):
+    for group in last_groups_of(here, pair.source):
         if group.target == pair.recovery_target:
             return settings.targets[pair.recovery_target], group.overrides.get(pair.vm, VmOverride())
     return settings.targets[pair.recovery_target], VmOverride()

@@ -21,6 +21,7 @@ def status(
     """
     from tasks import tables
     from tasks.app import here
+    from workers.members import Roll
     from workers.status import overview
 
     lines = overview(here(), vms or [])
@@ -28,6 +29,8 @@ def status(
         show.as_json([{"state": line.state, **line.model_dump(mode="json")} for line in lines])
     else:
         tables.status(lines)
+    for concern in Roll(here()).concerns(here().catalogue.now()):
+        show.complain(concern)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, find, load
+from workers.settings.rules import Rule
 from workers.settings.values import seconds, size
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Group",
     "RecoveryTarget",
     "ReplicateWhen",
+    "Rule",
     "Schedule",
     "Settings",
     "Site",

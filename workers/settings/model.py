@@ -26,6 +26,10 @@ class Tuning(Model):
     dispatch_every: Interval = "10s"
     reap_every: Interval = "15s"
     inventory_every: Interval = "5m"
+    #: an inventory that is older is said so, with the reason
+    inventory_stale: Interval = "30m"
+    #: more than this part of a group (and at least five VMs) leaves it only when a person agrees
+    exodus: float = Field(default=0.5, ge=0, le=1)
     prune_every: Interval = "1h"
     #: tries of one run, with growing pauses, before it counts as failed
     attempts: int = Field(default=5, ge=1)
@@ -49,6 +53,8 @@ class Settings(Model):
     stores: dict[str, StoreSettings]
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     groups: dict[str, Group] = Field(default_factory=dict)
+    #: of groups that do not say it, and of those that are gone from the configuration
+    grace: Interval = "30d"
     flower: Flower | None = None
     tuning: Tuning = Tuning()
 
@@ -62,10 +68,6 @@ class Settings(Model):
         if name not in self.stores:
             raise ConfigError(_gone("store", f"stores.{name}", self.stores))
         return self.stores[name]
-
-    def groups_of(self, site: str, vm: str) -> list[Group]:
-        """The groups whose policy covers a VM of a site."""
-        return [group for group in self.groups.values() if group.covers(site, vm)]
 
     @model_validator(mode="after")
     def _names(self) -> Settings:

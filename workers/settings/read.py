@@ -15,6 +15,7 @@ from workers.models import Model
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
+from workers.settings.rules import Rule
 
 #: Where the configuration is looked for, first hit wins: --config, UNDERSTUDY_CONFIG, these.
 DEFAULT_PATHS = (Path("understudy.toml"), Path("/etc/understudy/understudy.toml"))
@@ -95,7 +96,7 @@ def _did_you_mean(loc: tuple[int | str, ...]) -> str:
     model = _model_at(loc[:-1])
     if model is None:
         return ""
-    allowed = sorted(model.model_fields)
+    allowed = sorted(field.alias or name for name, field in model.model_fields.items())
     close = difflib.get_close_matches(str(loc[-1]), allowed, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f" (allowed: {', '.join(allowed)}){hint}"
@@ -115,4 +116,6 @@ def _model_at(loc: tuple[int | str, ...]) -> type[Model] | None:
     inner: dict[str, type[Model]] = {"backup": Schedule, "schedule": Schedule, "replicate": ReplicateWhen}
     if len(loc) >= 3 and loc[2] == "overrides":
         return VmOverride
+    if len(loc) >= 3 and loc[2] == "members":
+        return Rule
     return inner.get(str(loc[-1])) or tops.get(str(loc[0]))
