@@ -108,7 +108,7 @@ def _answers(roll: Roll, vm: KnownVm) -> Iterable[Answer]:
             continue
         outcome = roll.outcomes[name]
         reason = absent or membership.explain(group.rule, vm)
-        if uuid in outcome.leaving and outcome.held:
+        if uuid in outcome.held:
             reason = f"kept until somebody decides: {reason}"
         yield Answer(group=name, inside=uuid in outcome.inside, why=reason)
 
@@ -137,7 +137,7 @@ def _shown(roll: Roll, name: str, now: datetime) -> Shown:
         target=group.target if group is not None else None,
         read=known.complete if known is not None else None,
         members=tuple(_inside(roll, name)),
-        held=tuple(_leaving(roll, outcome.leaving)) if outcome is not None and outcome.held else (),
+        held=tuple(_leaving(roll, outcome.held)) if outcome is not None else (),
         left=tuple(
             Left(vm=row.name, uuid=row.vm, left=row.left, why=row.why or "", until=roll.kept_until(row))
             for row in left

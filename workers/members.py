@@ -63,9 +63,14 @@ class Roll:
             {vm.identity.instance_uuid: vm for vm in self.of_site(group.source)},
             {row.vm for row in self.rows if row.group == name and row.left is None},
             {uuid: why for (site, uuid), why in self.absent.items() if site == group.source},
+            asked=self.asked_about(name).keys(),
             exodus=self.settings.tuning.exodus,
             agreed=agreed,
         )
+
+    def asked_about(self, group: str) -> dict[str, str]:
+        """Of whom it is recorded that a person is asked: instance UUID -> why they would leave."""
+        return {r.vm: r.why for r in self.rows if r.group == group and r.left is None and r.why is not None}
 
     def of_site(self, site: str) -> Iterator[KnownVm]:
         return (vm for vm in self.vms if vm.identity.site == site)
@@ -131,11 +136,11 @@ class Roll:
         )
 
     def _exodus(self, group: str) -> str:
-        leaving = self.outcomes[group].leaving
-        names = sorted(map(self.name_of, leaving))
+        held = self.outcomes[group].held
+        names = sorted(map(self.name_of, held))
         return (
-            f"{len(leaving)} VMs would leave the group {group} ({', '.join(names[:3])}{', ...' if names[3:] else ''}; "
-            f"{next(iter(leaving.values()))}). A wrong rule or a right that is missing looks like this, so nobody "
+            f"{len(held)} VMs would leave the group {group} ({', '.join(names[:3])}{', ...' if names[3:] else ''}; "
+            f"{next(iter(held.values()))}). A wrong rule or a right that is missing looks like this, so nobody "
             f"leaves; `understudy group show {group}` has them all, `understudy group accept {group}` lets them go"
         )
 
@@ -176,7 +181,9 @@ def settle(here: Here, agreed: Collection[str] = ()) -> Roll:
             here.catalogue.join_group(group, joining)
             for identity in joining:
                 log.info(f"joined the group {group}", vm=identity.name)
-        if outcome.leaving and not outcome.held:
+        if outcome.held != roll.asked_about(group):
+            here.catalogue.hold_in_group(group, outcome.held)
+        if outcome.leaving:
             _leave(here, roll, group, outcome.leaving)
     for group in {row.group for row in roll.rows if row.left is None} - roll.outcomes.keys():
         why = "the group is not in the configuration any more"

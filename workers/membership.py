@@ -153,14 +153,15 @@ def sentence(rule: Rule) -> str:
 
 
 class Outcome(NamedTuple):
-    """What a group's rule means for the VMs of its site, and for those that were in it."""
+    """What a group's rule means for the VMs of its site, and for those that were in it. All are instance UUIDs."""
 
-    #: instance UUIDs under the group's policy
+    #: under the group's policy
     inside: frozenset[str]
     joining: frozenset[str]
-    #: instance UUID -> why it leaves, or would leave when the exodus is `held`: then it is inside, too
+    #: who leaves -> why
     leaving: dict[str, str]
-    held: bool
+    #: who would leave -> why; inside until a person agrees
+    held: dict[str, str]
 
 
 def settle(
@@ -170,22 +171,24 @@ def settle(
     absent: Mapping[str, str],
     *,
     exodus: float,
+    asked: Collection[str] = (),
     agreed: bool = False,
 ) -> Outcome:
     """Who is in a group now. `vms`: what the last complete answer had of the group's site. `before`: who was in it.
 
     `absent`: who cannot be in any group, and why. Where more than the part `exodus` of a group would leave it, and at
-    least `FEW`, a wrong filter or a missing right is more likely than so many farewells: nobody leaves until a person
-    has `agreed`.
+    least `FEW`, a wrong rule or a missing right is more likely than so many farewells: nobody leaves until a person
+    has `agreed`. Who was `asked` about before waits for that answer, however the group has grown meanwhile.
     """
     answers = {uuid: holds(rule, vm) for uuid, vm in vms.items() if uuid not in absent}
     inside = {uuid for uuid, answer in answers.items() if answer or (answer is None and uuid in before)}
-    leaving = {uuid: _farewell(rule, vms.get(uuid), absent.get(uuid)) for uuid in before if uuid not in inside}
-    held = not agreed and len(leaving) >= FEW and len(leaving) > exodus * len(before)
+    out = {uuid: _farewell(rule, vms.get(uuid), absent.get(uuid)) for uuid in before if uuid not in inside}
+    many = len(out) >= FEW and len(out) > exodus * len(before)
+    held = {} if agreed else {uuid: why for uuid, why in out.items() if many or uuid in asked}
     return Outcome(
-        inside=frozenset(inside | leaving.keys() if held else inside),
+        inside=frozenset(inside | held.keys()),
         joining=frozenset(inside - set(before)),
-        leaving=leaving,
+        leaving={uuid: why for uuid, why in out.items() if uuid not in held},
         held=held,
     )
 

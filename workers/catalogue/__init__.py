@@ -104,6 +104,7 @@ class Catalogue(Database):
 
     memberships = _memberships.memberships
     join_group = _memberships.join_group
+    hold_in_group = _memberships.hold_in_group
     leave_group = _memberships.leave_group
     drop_memberships = _memberships.drop_memberships
 

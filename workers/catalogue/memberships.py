@@ -26,7 +26,7 @@ class Membership(Model):
     #: since when it is, or was, in the group without a break
     since: datetime
     left: datetime | None = None
-    #: why it left
+    #: why it left; of one that has not, why it would leave, were a person not asked first
     why: str | None = None
 
 
@@ -53,6 +53,16 @@ def join_group(db: Database, group: str, vms: Iterable[VmIdentity]) -> None:
             elif known[vm.instance_uuid] is not None:
                 mine = sa.update(schema.memberships).where(M.group == group, M.vm == vm.instance_uuid)
                 conn.execute(mine.values(fresh))
+
+
+def hold_in_group(db: Database, group: str, vms: Mapping[str, str]) -> None:
+    """These (instance UUID -> why) would leave the group, and a person is asked; about nobody else in it."""
+    with db.write() as conn:
+        take_turns(conn, "members:" + group)
+        inside = sa.update(schema.memberships).where(M.group == group, M.left.is_(None))
+        conn.execute(inside.where(M.why.is_not(None), M.vm.not_in(list(vms))).values(why=None))
+        for uuid, why in vms.items():
+            conn.execute(inside.where(M.vm == uuid).values(why=why))
 
 
 def leave_group(db: Database, group: str, vms: Mapping[str, str]) -> None:
