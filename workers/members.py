@@ -195,4 +195,4 @@ def settle(here: Here, agreed: Collection[str] = ()) -> Roll:
 def _leave(here: Here, roll: Roll, group: str, who: dict[str, str]) -> None:
     here.catalogue.leave_group(group, who)
     for uuid, why in who.items():
-        log.warning(f"left the group {group}: {why}", vm=roll.name_of(uuid))
+        log.info(f"left the group {group}: {why}", vm=roll.name_of(uuid))
