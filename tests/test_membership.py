@@ -125,7 +125,7 @@ def test_a_suspended_vm_is_off() -> None:
     ],
 )
 def test_only_two_letters_of_a_pattern_mean_something(pattern: str, text: str, answer: bool) -> None:
-    assert matches(pattern, [text]) is answer
+    assert matches(pattern, text) is answer
 
 
 TEXTS = st.text("ab/:*?[]-", max_size=4)

@@ -41,14 +41,11 @@ def over(roll: Roll, now: datetime) -> list[str]:
     Whoever cannot be seen to be still away is not among them: a vCenter that has been out of reach for a month, or a
     site that is not configured any more, ends no grace.
     """
-    by_vm: dict[str, list[Membership]] = {}
-    for row in roll.left():
-        by_vm.setdefault(row.vm, []).append(row)
     return [
         uuid
-        for uuid, rows in by_vm.items()
+        for uuid in sorted({row.vm for row in roll.left()})
         if not roll.groups_of(uuid)
-        and all(roll.kept_until(row) <= min(now, roll.asked(row.site) or row.since) for row in rows)
+        and all(roll.kept_until(row) <= min(now, roll.asked(row.site) or row.since) for row in roll.left(uuid))
     ]
 
 

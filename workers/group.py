@@ -128,7 +128,7 @@ def _known(roll: Roll, name: str) -> None:
 def _shown(roll: Roll, name: str, now: datetime) -> Shown:
     group, outcome = roll.settings.groups.get(name), roll.outcomes.get(name)
     known = roll.inventories.get(group.source) if group is not None else None
-    left = [row for row in roll.left() if row.group == name]
+    left = sorted((row for row in roll.left() if row.group == name), key=lambda row: (row.name, row.vm))
     return Shown(
         name=name,
         rule=membership.sentence(group.rule) if group is not None else "",
@@ -148,7 +148,7 @@ def _shown(roll: Roll, name: str, now: datetime) -> Shown:
 
 
 def _inside(roll: Roll, name: str) -> Iterable[Inside]:
-    since = {row.vm: row.since for row in roll.rows if row.group == name and row.left is None}
+    since = {row.vm: row.since for row in roll.recorded.get(name, ())}
     for member in roll.members():
         if member.name == name:
             uuid = member.vm.identity.instance_uuid

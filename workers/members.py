@@ -39,11 +39,24 @@ class Roll:
         self.vms = here.catalogue.inventory()
         self.identities = {vm.identity.instance_uuid: vm.identity for vm in self.vms}
         self.rows = here.catalogue.memberships()
+        #: who is recorded as being in a group: group -> row
+        self.recorded: dict[str, list[Membership]] = {}
+        for row in self.rows:
+            if row.left is None:
+                self.recorded.setdefault(row.group, []).append(row)
         #: what can be in no group, and why: by site and instance UUID
         self.absent = self._absent({pair.replica for pair in here.catalogue.pairs() if pair.replica is not None})
         self.outcomes: dict[str, Outcome] = {
             name: self._outcome(name, group, name in agreed) for name, group in here.settings.groups.items()
         }
+        self._left: dict[str, list[Membership]] = {}
+        for row in self.rows:
+            if row.left is not None and not (row.group in self.outcomes and row.vm in self.outcomes[row.group].inside):
+                self._left.setdefault(row.vm, []).append(row)
+        self._groups: dict[str, list[str]] = {}
+        for name, outcome in self.outcomes.items():
+            for uuid in outcome.inside:
+                self._groups.setdefault(uuid, []).append(name)
 
     def _absent(self, replicas: set[str]) -> dict[tuple[str, str], str]:
         found = {}
@@ -61,7 +74,7 @@ class Roll:
         return membership.settle(
             group.rule,
             {vm.identity.instance_uuid: vm for vm in self.of_site(group.source)},
-            {row.vm for row in self.rows if row.group == name and row.left is None},
+            {row.vm for row in self.recorded.get(name, ())},
             {uuid: why for (site, uuid), why in self.absent.items() if site == group.source},
             asked=self.asked_about(name).keys(),
             exodus=self.settings.tuning.exodus,
@@ -70,7 +83,7 @@ class Roll:
 
     def asked_about(self, group: str) -> dict[str, str]:
         """Of whom it is recorded that a person is asked: instance UUID -> why they would leave."""
-        return {r.vm: r.why for r in self.rows if r.group == group and r.left is None and r.why is not None}
+        return {row.vm: row.why for row in self.recorded.get(group, ()) if row.why is not None}
 
     def of_site(self, site: str) -> Iterator[KnownVm]:
         return (vm for vm in self.vms if vm.identity.site == site)
@@ -92,17 +105,13 @@ class Roll:
 
     def groups_of(self, uuid: str) -> list[str]:
         """The groups that a VM is in, also when it cannot be worked on (gone, but its group is asked about)."""
-        return [name for name, outcome in self.outcomes.items() if uuid in outcome.inside]
+        return self._groups.get(uuid, [])
 
     def left(self, uuid: str | None = None) -> list[Membership]:
         """Who was in a group and is not in it any more: one VM's, or all."""
-        return [
-            row
-            for row in self.rows
-            if row.left is not None
-            and (uuid is None or row.vm == uuid)
-            and not (row.group in self.outcomes and row.vm in self.outcomes[row.group].inside)
-        ]
+        if uuid is not None:
+            return self._left.get(uuid, [])
+        return [row for rows in self._left.values() for row in rows]
 
     def kept_until(self, row: Membership) -> datetime:
         """When the grace of a VM that left ends."""
@@ -185,10 +194,9 @@ def settle(here: Here, agreed: Collection[str] = ()) -> Roll:
             here.catalogue.hold_in_group(group, outcome.held)
         if outcome.leaving:
             _leave(here, roll, group, outcome.leaving)
-    for group in {row.group for row in roll.rows if row.left is None} - roll.outcomes.keys():
+    for group in roll.recorded.keys() - roll.outcomes.keys():
         why = "the group is not in the configuration any more"
-        gone = {row.vm: why for row in roll.rows if row.group == group and row.left is None}
-        _leave(here, roll, group, gone)
+        _leave(here, roll, group, {row.vm: why for row in roll.recorded[group]})
     return roll
 
 

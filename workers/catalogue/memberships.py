@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from workers.catalogue import rows, schema
-from workers.catalogue.database import Database, now, take_turns
+from workers.catalogue.database import Database, now, take_turns, upsert
 from workers.models import Model, VmIdentity
 
 M = schema.memberships.c
@@ -44,15 +44,13 @@ def join_group(db: Database, group: str, vms: Iterable[VmIdentity]) -> None:
         take_turns(conn, "members:" + group)
         moment = now(conn)
         known = {row.vm: row.left for row in conn.execute(sa.select(M.vm, M.left).where(M.group == group))}
-        for vm in vms:
-            fresh = {"site": vm.site, "name": vm.name, "since": moment, "left": None, "why": None}
-            if vm.instance_uuid not in known:
-                line = {"group": group, "vm": vm.instance_uuid, **fresh}
-                conn.execute(sa.insert(schema.memberships).values(line))
-                known[vm.instance_uuid] = None
-            elif known[vm.instance_uuid] is not None:
-                mine = sa.update(schema.memberships).where(M.group == group, M.vm == vm.instance_uuid)
-                conn.execute(mine.values(fresh))
+        lines = [
+            {"group": group, "vm": vm.instance_uuid, "site": vm.site, "name": vm.name, "since": moment}
+            for vm in vms
+            if vm.instance_uuid not in known or known[vm.instance_uuid] is not None
+        ]
+        fresh = [{**line, "left": None, "why": None} for line in lines]
+        upsert(conn, schema.memberships, fresh, update=("site", "name", "since", "left", "why"))
 
 
 def hold_in_group(db: Database, group: str, vms: Mapping[str, str]) -> None:
