@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from workers.membership import FEW, Outcome, explain, holds, matches, sentence, settle
+from workers.membership import FEW, Outcome, explain, holds, matches, may_cover, sentence, settle
 from workers.models import VmIdentity, VmSummary
 from workers.settings import Group, Rule
 
@@ -105,6 +105,22 @@ def test_no_tag_is_not_the_same_as_not_asked() -> None:
     assert holds(rule(tag="web"), vm(tags=())) is False
     assert holds(rule(**{"not": {"tag": "web"}}), vm(tags=())) is True
     assert "tag (none) is not web" in explain(rule(tag="web"), vm(tags=()))
+
+
+@pytest.mark.parametrize(
+    ("keys", "answer"),
+    [
+        ({"name": "web-*"}, True),
+        ({"name": "db-*"}, False),
+        ({"name": "web-*", "power": "off", "folder": "x", "template": True, "cluster": "x", "datastore": "x"}, True),
+        ({"tag": "gold"}, True),
+        ({"not": {"name": "web-*"}}, False),
+        ({"not": {"tag": "gold"}}, True),
+        ({"any": [{"name": "db-*"}, {"folder": "x"}]}, True),
+    ],
+)
+def test_what_a_name_alone_rules_out(keys: dict[str, Any], answer: bool) -> None:
+    assert may_cover(rule(**keys), "web-01") is answer
 
 
 def test_a_suspended_vm_is_off() -> None:

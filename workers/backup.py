@@ -397,4 +397,4 @@ def _tell_catalogue(live: Live, store_name: str, uuid: str, points: list[Restore
 def _groups(live: Live) -> list[Group]:
     """The groups that back this VM up to this store."""
     _, store_name, uuid = live.run.target.split(":", 2)
-    return [group for group in members.groups_of(live.here, uuid) if group.store == store_name]
+    return [group for group in members.groups_of(live.here, uuid).values() if group.store == store_name]

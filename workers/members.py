@@ -166,17 +166,17 @@ def members(here: Here) -> list[Member]:
     return Roll(here).members()
 
 
-def groups_of(here: Here, uuid: str) -> list[Group]:
-    """The policies that cover a VM now."""
+def groups_of(here: Here, uuid: str) -> dict[str, Group]:
+    """The policies that cover a VM now, by name."""
     roll = Roll(here)
-    return [here.settings.groups[name] for name in roll.groups_of(uuid)]
+    return {name: here.settings.groups[name] for name in roll.groups_of(uuid)}
 
 
-def last_groups_of(here: Here, uuid: str) -> list[Group]:
+def last_groups_of(here: Here, uuid: str) -> dict[str, Group]:
     """The policies that cover a VM, or that did before it left: what holds for what is still kept of it."""
     roll = Roll(here)
     names = [*roll.groups_of(uuid), *(row.group for row in roll.left(uuid))]
-    return [here.settings.groups[name] for name in names if name in here.settings.groups]
+    return {name: here.settings.groups[name] for name in names if name in here.settings.groups}
 
 
 def settle(here: Here, agreed: Collection[str] = ()) -> Roll:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from workers.models import VmSummary
+from workers.models import VmIdentity, VmSummary
 from workers.settings import Rule
 
 #: Fewer leave without being asked about: that a few VMs of a small group are deleted is an ordinary day.
@@ -168,6 +168,13 @@ def _judge(rule: Rule) -> _Judge:
 def holds(rule: Rule, vm: VmSummary) -> bool | None:
     """Whether the VM is as the rule says; None when that is not known."""
     return _judge(rule).holds(vm)
+
+
+def may_cover(rule: Rule, name: str) -> bool:
+    """Whether a VM of this name can be in the group at all, whatever else is true of it."""
+    nothing: dict[str, Any] = dict.fromkeys(VmSummary.model_fields)
+    who = VmIdentity.model_construct(name=name)
+    return _judge(rule).holds(VmSummary.model_construct(**{**nothing, "identity": who})) is not False
 
 
 def explain(rule: Rule, vm: VmSummary) -> str:

@@ -149,7 +149,7 @@ def _policy(here: Here, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:
             f"the recovery target {pair.recovery_target} of {pair.vm} is not configured any more; "
             f"add targets.{pair.recovery_target} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
         )
-    for group in last_groups_of(here, pair.source):
+    for group in last_groups_of(here, pair.source).values():
         if group.target == pair.recovery_target:
             return settings.targets[pair.recovery_target], group.overrides.get(pair.vm, VmOverride())
     return settings.targets[pair.recovery_target], VmOverride()
