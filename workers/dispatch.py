@@ -34,7 +34,6 @@ def discover(here: Here, site: str) -> int:
     except UnderstudyError as err:
         _not_read(here, site, err)
         raise
-    settle(here)
     return len(found)
 
 

@@ -180,8 +180,11 @@ def last_groups_of(here: Here, uuid: str) -> dict[str, Group]:
 
 
 def settle(here: Here, agreed: Collection[str] = ()) -> Roll:
-    """Record who has joined and who has left. Called after each complete inventory, and by each tick of dispatch,
-    which notices a changed configuration. Repeatable; of two at once the second changes nothing."""
+    """Record who has joined and who has left since the last tick of dispatch, by inventory or by configuration.
+
+    At the control plane alone: a site's worker may still have an older configuration. Repeatable; of two at once the
+    second changes nothing.
+    """
     roll = Roll(here, agreed)
     for group, outcome in roll.outcomes.items():
         if outcome.joining:

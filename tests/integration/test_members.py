@@ -39,7 +39,13 @@ def tagged(world: World, tagging: Tagging, tag: str, *names: str) -> None:
     for name in names:
         world.make_vm(name, MIB, powered_on=False)
         tagging.attach(tag, moref(world, name))
+    look(world)
+
+
+def look(world: World) -> None:
+    """A complete inventory, and the next tick."""
     world.discover()
+    settle(world.here)
 
 
 def concerns(world: World) -> str:
@@ -69,7 +75,7 @@ def test_rules_over_a_real_inventory(make_world: Callable[..., World], tagging: 
     deep = root.CreateFolder("Rule").CreateFolder("Web")
     world.source.wait(deep.MoveIntoFolder_Task([world.vm("rule-a")]))
     tagging.attach("rule:gold", moref(world, "rule-b"))
-    world.discover()
+    look(world)
     found = {name: {vm.removeprefix("rule-") for vm in members(world, name)} for name in world.settings.groups}
     assert found == {
         "all": {"a", "b", "c"},
@@ -101,13 +107,14 @@ def test_tags_are_asked_for_only_where_a_rule_uses_them(make_world: Callable[...
     world = make_world(vms=["plain-*"])
     world.prod.control(clear=True)
     world.make_vm("plain-1", MIB, powered_on=False)
+    look(world)
     assert not [call for call in world.prod.control()["calls"] if call.startswith("rest.")]
     # A rule that is new uses them: what nobody has asked for yet moves nobody.
     world.here = Here(with_rule(world, tag="x:plain"), world.catalogue)
     settle(world.here)
     assert members(world) == {"plain-1"} and not Roll(world.here).left()
     tagging.attach("x:plain", moref(world, "plain-1"))
-    world.discover()
+    look(world)
     assert members(world) == {"plain-1"}
     assert world.catalogue.inventory()[0].tags is not None
 
@@ -133,7 +140,7 @@ def test_hole_27_a_tag_query_that_fails_removes_nobody(make_world: Callable[...,
     held = [world.backup("h27-a").point for _ in range(2)]
     assert members(world) == names
     world.prod.control(clear=True)
-    world.discover()
+    look(world)
     made = {call: count for call, count in world.prod.control()["calls"].items() if call.startswith("rest.")}
     assert set(made) == {"rest.session", "rest.tag", "rest.category", "rest.tag-association"}
     faults = [(call, skip, fault) for call, count in made.items() for skip in range(count) for fault in BROKEN]
@@ -143,6 +150,7 @@ def test_hole_27_a_tag_query_that_fails_removes_nobody(make_world: Callable[...,
         world.prod.control(clear=True, rules=[{"Method": call, "Skip": skip, "Count": 1, **fault}])
         with pytest.raises(UnderstudyError):
             world.discover()
+        settle(world.here)
         assert members(world) == names, (call, skip, fault)
         assert "nobody joins or leaves" in concerns(world)
         assert group.show(world.here, "all").concerns != ()
@@ -153,10 +161,10 @@ def test_hole_27_a_tag_query_that_fails_removes_nobody(make_world: Callable[...,
     assert grace.retire(world.here, "main", world.store, world.catalogue.now() + timedelta(days=400)) == 0
     assert [point.id for point in world.store.points(world.state("h27-a").identity.instance_uuid)] == held
     world.prod.control(clear=True)
-    world.discover()
+    look(world)
     assert concerns(world) == "" and members(world) == names
     tagging.detach("hole:27", moref(world, "h27-b"))
-    world.discover()
+    look(world)
     assert members(world) == names - {"h27-b"}
 
 
@@ -168,6 +176,7 @@ def test_hole_27_an_inventory_query_that_fails_removes_nobody(
     names = {"page-1", "page-2"}
     for name in sorted(names):
         world.make_vm(name, MIB, powered_on=False)
+    settle(world.here)
     world.prod.control(clear=True)
     world.discover()
     made = {call: count for call, count in world.prod.control()["calls"].items() if call != "DestroyView"}
@@ -179,10 +188,11 @@ def test_hole_27_an_inventory_query_that_fails_removes_nobody(
             world.prod.control(clear=True, rules=[fault])
             with pytest.raises(UnderstudyError):
                 world.discover()
+            settle(world.here)
             assert members(world) == names, (call, skip)
     assert "last read" in concerns(world) and not Roll(world.here).left()
     world.prod.control(clear=True, rules=[{"Method": "RetrievePropertiesEx", "Count": 1, "DelayMs": 300}])
-    world.discover()  # slow is not wrong
+    look(world)  # slow is not wrong
     assert concerns(world) == "" and members(world) == names
 
 
@@ -193,14 +203,14 @@ def test_many_leave_only_when_somebody_agrees(make_world: Callable[..., World], 
     tagged(world, tagging, "mass:yes", *names)
     for name in names[:4]:
         tagging.detach("mass:yes", moref(world, name))
-    world.discover()
+    look(world)
     assert members(world) == {"mass-4", "mass-5"}  # fewer than five
     for name in names[:4]:
         tagging.attach("mass:yes", moref(world, name))
-    world.discover()
+    look(world)
     for name in names[:5]:
         tagging.detach("mass:yes", moref(world, name))
-    world.discover()
+    look(world)
     assert members(world) == set(names)
     said = concerns(world)
     assert "5 VMs would leave the group all (mass-0, mass-1, mass-2, ...; tag (none) is not mass:yes)" in said
@@ -210,7 +220,7 @@ def test_many_leave_only_when_somebody_agrees(make_world: Callable[..., World], 
     assert {row.vm for row in group.show(world.here, "all").held} == set(names[:5])
     # one comes back, and the others are still asked about, though they are fewer than five now
     tagging.attach("mass:yes", moref(world, "mass-0"))
-    world.discover()
+    look(world)
     assert {row.vm for row in group.show(world.here, "all").held} == set(names[1:5])
     assert {row.vm for row in group.accept(world.here, "all")} == set(names[1:5])
     assert members(world) == {"mass-0", "mass-5"} and concerns(world) == ""
@@ -218,7 +228,7 @@ def test_many_leave_only_when_somebody_agrees(make_world: Callable[..., World], 
         group.accept(world.here, "all")
     for name in names[1:5]:
         tagging.attach("mass:yes", moref(world, name))
-    world.discover()
+    look(world)
     assert members(world) == set(names) and not Roll(world.here).left()
 
 
@@ -254,7 +264,7 @@ def test_what_is_kept_of_a_vm_that_left_and_that_it_comes_back(
 
     assert retire() == 0
     tagging.detach("stay:yes", moref(world, "leaves"))
-    world.discover()
+    look(world)
     assert members(world) == {"stays"}
     left = Roll(world.here).left()[0]
     until = Roll(world.here).kept_until(left)
@@ -270,11 +280,11 @@ def test_what_is_kept_of_a_vm_that_left_and_that_it_comes_back(
 
     assert retire(days=0) == 0
     age(world, 9)
-    world.discover()
+    look(world)
     assert retire(days=0) == 0  # the grace has not ended
     assert retire(days=2) == 0 and kept() == points  # it has, but nobody has looked since: it may be back
     age(world, 1)
-    world.discover()
+    look(world)
     assert retire() == 2
     assert kept() == [points[1], points[3]]  # what the replica holds, and the newest
     assert [point.id for point in world.catalogue.points(uuid)] == kept()
@@ -283,7 +293,7 @@ def test_what_is_kept_of_a_vm_that_left_and_that_it_comes_back(
     assert Roll(world.here).left() != []  # something is kept of it
 
     tagging.attach("stay:yes", moref(world, "leaves"))
-    world.discover()
+    look(world)
     assert members(world) == {"stays", "leaves"} and Roll(world.here).left() == []
     world.scribble("leaves", 9)
     report = world.backup("leaves")
@@ -297,14 +307,15 @@ def test_what_is_kept_of_a_vm_that_left_and_that_it_comes_back(
 def test_a_vm_that_is_gone_and_of_which_nothing_is_kept_is_forgotten(make_world: Callable[..., World]) -> None:
     world = make_world(vms=["brief-*"])
     world.make_vm("brief-1", MIB, powered_on=False)
+    look(world)
     world.source.wait(world.vm("brief-1").Destroy_Task())
-    world.discover()
+    look(world)
     (left,) = Roll(world.here).left()
     assert left.why is not None and "gone from its vCenter" in left.why
     grace.forget_strangers(world.here, world.catalogue.now())
     assert len(Roll(world.here).left()) == 1
     age(world, 31)
-    world.discover()
+    look(world)
     grace.forget_strangers(world.here, world.catalogue.now())
     assert Roll(world.here).left() == []
 
@@ -312,6 +323,7 @@ def test_a_vm_that_is_gone_and_of_which_nothing_is_kept_is_forgotten(make_world:
 def test_a_group_that_is_gone_from_the_configuration(make_world: Callable[..., World]) -> None:
     world = make_world(vms=["over-*"])
     world.make_vm("over-1", MIB, powered_on=False)
+    look(world)
     without = Here(with_rule(world), world.catalogue)
     assert dispatch.dispatch(without, world.catalogue.now()) == []
     (left,) = Roll(without).left()
@@ -333,5 +345,5 @@ def test_new_vms_join_by_themselves_and_are_backed_up(make_world: Callable[..., 
     (run,) = dispatch.dispatch(world.here, world.catalogue.now())
     assert (run.vm, run.kind) == ("new-1", RunKind.BACKUP)
     world.vm("new-1").MarkAsTemplate()
-    world.discover()
+    look(world)
     assert members(world) == set() and "template" in (Roll(world.here).left()[0].why or "")
