@@ -7,8 +7,8 @@ from typing import Any
 from tasks.app import app, data_queue, here
 from tasks.dispatch import queue_of, send
 from tasks.waiting import runs_in
+from workers import grace, reaper
 from workers import prune as retention
-from workers import reaper
 from workers.settings import seconds
 
 
@@ -34,6 +34,7 @@ def reap() -> None:
 @app.task(name="understudy.prune", ignore_result=True)
 def prune() -> None:
     """Have each store pruned by a worker of a site that backs up to it."""
+    grace.forget_strangers(here(), here().catalogue.now())
     sites = {group.store: group.source for group in here().settings.groups.values()}
     for store, site in sites.items():
         prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)

@@ -198,6 +198,8 @@ BAD = {
     "unknown source": GOOD.replace('source = "prod"', 'source = "dev"'),
     "unknown target": GOOD + 'target = "nowhere"\n',
     "a number for a name": GOOD.replace('store = "main"', "store = 7"),
+    "names and a rule": GOOD + 'members = { name = "web-*" }\n',
+    "a rule that says nothing": GOOD.replace('vms = ["web-*"]', "members = {}"),
     "a VM instead of a list": GOOD.replace('vms = ["web-*"]', 'vms = "web"'),
     "bad interval": GOOD + 'backup = { every = "soon" }\n',
     "no interval": GOOD + "backup = {}\n",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, plan, prune
+from workers import faults, members, plan, prune
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -369,7 +369,7 @@ def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
     """Retention. The run itself has ended well."""
     try:
         with storage_in_words():
-            keep = prune.rules(live.here, store_name, live.run.site, live.run.vm)
+            keep = prune.Rules(live.here).of(store_name, uuid)
             for trouble in prune.retire(live.here, store_name, store, uuid, keep).troubles:
                 live.note(trouble)
     except UnderstudyError as err:
@@ -378,5 +378,5 @@ def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
 
 def _groups(live: Live) -> list[Group]:
     """The groups that back this VM up to this store."""
-    _, store_name, _ = live.run.target.split(":", 2)
-    return [g for g in live.here.settings.groups_of(live.run.site, live.run.vm) if g.store == store_name]
+    _, store_name, uuid = live.run.target.split(":", 2)
+    return [group for group in members.groups_of(live.here, uuid).values() if group.store == store_name]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from workers import dispatch
+from workers import dispatch, membership
 from workers.catalogue import Catalogue
 from workers.errors import NotFound, UnderstudyError
 from workers.models import Model
@@ -85,13 +85,11 @@ def groups(here: Here) -> Iterator[Finding]:
     for member in dispatch.members(here):
         covered[member.name] += 1
     for name, count in covered.items():
-        patterns = ", ".join(here.settings.groups[name].vms)
+        rule = membership.sentence(here.settings.groups[name].rule)
         if count:
-            yield Finding(what=f"group {name}", result="ok", sentence=f"covers {count} VMs ({patterns})")
+            yield Finding(what=f"group {name}", result="ok", sentence=f"covers {count} VMs ({rule})")
         else:
-            sentence = (
-                f"covers no VM at {here.settings.groups[name].source} that is known: {patterns or 'nothing named'}"
-            )
+            sentence = f"covers no VM at {here.settings.groups[name].source} that is known: {rule}"
             yield Finding(what=f"group {name}", result="note", sentence=sentence)
 
 

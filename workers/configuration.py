@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from workers import policy
 from workers.catalogue import Catalogue, InForce
 from workers.errors import ConfigError, UnderstudyError
+from workers.membership import may_cover
 from workers.settings import Group, Settings, read, seconds, secrets, shape
 from workers.settings.values import masked
 
@@ -100,7 +101,7 @@ def _group(name: str, group: Group) -> Iterator[Remark]:
     if not policy.targets_of(group) and "replicate" in group.model_fields_set:
         yield Remark(key, f"{dotted}.replicate: the group has no target, so nothing is replicated")
     for vm in group.overrides:
-        if not group.covers(group.source, vm):
+        if not may_cover(group.rule, vm):
             yield Remark(key, f"{dotted}.overrides.{shape.dotted((vm,))}: the group does not cover a VM of that name")
 
 

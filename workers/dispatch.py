@@ -4,50 +4,56 @@ from __future__ import annotations
 
 import difflib
 from datetime import datetime
-from typing import NamedTuple
 
 import structlog
 
 from workers import backup, due, policy, replicate
-from workers.catalogue import KnownVm
 from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
-from workers.models import Pair, Run, RunKind, Trigger
+from workers.members import Member as Member
+from workers.members import members as members
+from workers.members import settle
+from workers.models import Failure, Pair, Run, RunKind, Trigger
 from workers.run import Here
-from workers.settings import Group, Schedule
-from workers.vsphere import inventory
+from workers.settings import Schedule
+from workers.vsphere import inventory, tags
 from workers.vsphere.session import connect
 
 log = structlog.get_logger()
 
 
-class Member(NamedTuple):
-    """A VM under a group's policy."""
-
-    name: str
-    group: Group
-    vm: KnownVm
-
-
-def members(here: Here) -> list[Member]:
-    """Every VM that a group names and that the inventory knows, but for our own replicas, whose names match easily.
-
-    A VM that is gone from its vCenter is left alone.
-    """
-    replicas = {pair.replica for pair in here.catalogue.pairs()}
-    return [
-        Member(name, group, vm)
-        for vm in here.catalogue.inventory()
-        if vm.gone_since is None and not vm.template and vm.identity.instance_uuid not in replicas
-        for name, group in here.settings.groups.items()
-        if group.covers(vm.identity.site, vm.identity.name)
-    ]
-
-
 def discover(here: Here, site: str) -> int:
-    """Read a site's whole inventory into the catalogue. A failed or partial answer changes nothing and is an error."""
-    found = inventory.list_vms(connect(site, here.settings.site(site)))
-    here.catalogue.record_inventory(site, found)
+    """Read a site's whole inventory into the catalogue. A failed or partial answer changes nothing, is an error, and
+    is said in `status` until one succeeds."""
+    asked = here.catalogue.now()
+    try:
+        session = connect(site, here.settings.site(site))
+        found = inventory.list_vms(session)
+        if any(group.source == site and group.rule.uses_tags for group in here.settings.groups.values()):
+            found = tags.with_tags(session, found)
+        here.catalogue.record_inventory(site, found, asked)
+    except UnderstudyError as err:
+        _not_read(here, site, err)
+        raise
     return len(found)
+
+
+def _not_read(here: Here, site: str, err: UnderstudyError) -> None:
+    """Noted with the site; a row of failures when it is news, not one for each of a night's attempts."""
+    try:
+        if here.catalogue.inventory_failed(site, str(err)):
+            here.catalogue.record_failure(
+                Failure(
+                    at=here.catalogue.now(),
+                    run=None,
+                    task=None,
+                    vm=None,
+                    kind="inventory",
+                    family=err.family,
+                    message=f"the inventory of {site} could not be read, so nobody joins or leaves a group: {err}",
+                )
+            )
+    except UnderstudyError as second:  # it must not hide the first
+        log.error(f"that the inventory of {site} could not be read was not recorded: {second}")
 
 
 def pair_of(here: Here, member: Member) -> Pair | None:
@@ -71,11 +77,8 @@ def pair_of(here: Here, member: Member) -> Pair | None:
 def objection(here: Here, member: Member) -> str | None:
     """Why this VM cannot be replicated as its groups say, whatever vCenter has."""
     who, aim = member.vm.identity, member.group.target
-    sharing = [
-        f"{name} ({group.store})"
-        for name, group in here.settings.groups.items()
-        if group.target == aim and group.covers(who.site, who.name)
-    ]
+    beside = {name: here.settings.groups[name] for name in member.groups}
+    sharing = [f"{name} ({group.store})" for name, group in beside.items() if group.target == aim]
     if aim is not None and len({entry.partition(" (")[2] for entry in sharing}) > 1:
         return (
             f"{who.name} is in several groups with the recovery target {aim} but different stores: "
@@ -119,7 +122,7 @@ def dispatch(here: Here, now: datetime) -> list[Run]:
     newest = {(p.store, p.vm): p.id for p in here.catalogue.newest_points()}
     synced = {p.pair: p.point for p in here.catalogue.latest_sync_points()}
     fresh: list[Run] = []
-    for member in members(here):
+    for member in settle(here).members():
         try:
             _due_of(here, member, now, used, newest, synced, fresh)
         except UnderstudyError as err:  # one VM's trouble must not keep the others waiting
@@ -201,7 +204,10 @@ def find(here: Here, name: str) -> list[Member]:
     if not found and any(vm.template for vm in known if vm.identity.name == name):
         raise BadInput(f"{name} is a template: vSphere takes no snapshots of templates, so it is not backed up")
     if not found:
-        raise BadInput(f"the VM {name} is under no group's policy; add its name or a pattern to groups.<name>.vms")
+        raise BadInput(
+            f"the VM {name} is under no group's policy; `understudy group why {name}` says why. Add its name or a "
+            "pattern to groups.<name>.vms, or widen groups.<name>.members"
+        )
     if len({member.vm.identity.instance_uuid for member in found}) > 1:
         where = ", ".join(f"{m.vm.identity.site} ({m.vm.identity.instance_uuid})" for m in found)
         raise BadInput(f"several VMs are called {name}: {where}; rename one, or name them in different groups")

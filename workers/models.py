@@ -117,12 +117,16 @@ class VmState(Model):
 
 
 class VmSummary(Model):
-    """A line of the inventory."""
+    """A line of the inventory. None: not asked, or vCenter did not say; that is not the same as none."""
 
     identity: VmIdentity
     power: str
     template: bool
     folder: str
+    datastores: tuple[str, ...] | None = None
+    cluster: str | None = None
+    #: "category:name" each
+    tags: tuple[str, ...] | None = None
 
 
 # --- points and cursors -----------------------------------------------------------------------------------------

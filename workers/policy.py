@@ -48,19 +48,18 @@ class Placement(NamedTuple):
     override: VmOverride
 
 
-def placement(settings: Settings, pair: Pair) -> Placement:
-    """Of a pair, which may be older than the configuration. Raises `ConfigError` when its target is gone."""
+def placement(settings: Settings, pair: Pair, groups: Iterable[str]) -> Placement:
+    """Of a pair, which may be older than the configuration, whose source is or was in `groups`.
+
+    Raises `ConfigError` when its target is gone.
+    """
     aim = pair.recovery_target
     if aim not in settings.targets:
         raise ConfigError(
             f"the recovery target {aim} of {pair.vm} is not configured any more; "
             f"add targets.{aim} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
         )
-    covering = [
-        name
-        for name, group in settings.groups.items()
-        if aim in targets_of(group) and group.covers(pair.source_site, pair.vm)
-    ]
+    covering = [name for name in groups if name in settings.groups and aim in targets_of(settings.groups[name])]
     return placement_in(settings, covering[0] if covering else None, pair.vm, aim)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from workers import retention
+from workers import grace, retention
 from workers.errors import NotFound, Refused, UnderstudyError
+from workers.members import Roll
 from workers.models import Model, Pair, RestorePoint
 from workers.run import Here, storage_in_words
 from workers.settings import Keep, size
@@ -35,13 +37,14 @@ class Freed(Model):
     compacted: CompactReport | None = None
 
 
-def store(here: Here, name: str, *, dry_run: bool = False) -> list[Retired]:
+def store(here: Here, name: str, *, dry_run: bool = False, now: datetime | None = None) -> list[Retired]:
     """Retention for every VM of a store, also for those whose backups stand still. Repeatable at any time.
 
     One VM's trouble does not keep the others waiting. A VM that no group names any more keeps all its points.
     """
     opened = Store.open(here.settings.store(name).path)
-    return [_of_vm(here, name, opened, uuid, dry_run) for uuid in opened.vms()]
+    rules = Rules(here, now)
+    return [_of_vm(here, name, opened, uuid, rules, dry_run) for uuid in opened.vms()]
 
 
 def free(here: Here, name: str, *, compact: bool = True, seconds: float | None = None, worth: int = WORTH) -> Freed:
@@ -70,10 +73,10 @@ def free(here: Here, name: str, *, compact: bool = True, seconds: float | None =
     return Freed(store=name, pruned=pruned, compacted=compacted)
 
 
-def _of_vm(here: Here, name: str, opened: Store, uuid: str, dry_run: bool) -> Retired:
+def _of_vm(here: Here, name: str, opened: Store, uuid: str, rules: Rules, dry_run: bool) -> Retired:
     try:
         with storage_in_words():
-            return retire(here, name, opened, uuid, rules_of(here, name, opened, uuid), dry_run=dry_run)
+            return retire(here, name, opened, uuid, rules.of(name, uuid), dry_run=dry_run)
     except UnderstudyError as err:
         return Retired(store=name, vm=uuid, name=uuid, kept=0, troubles=(str(err),))
 
@@ -113,18 +116,23 @@ def needed(here: Here, opened: Store, uuid: str) -> dict[str, list[str]]:
     }
 
 
-def rules(here: Here, store: str, site: str, vm: str) -> list[Keep]:
-    """Of the groups that back a VM up to a store."""
-    return [group.keep for group in here.settings.groups_of(site, vm) if group.store == store]
+class Rules:
+    """What is to be kept of VMs, by one reading of who is in which group."""
 
+    def __init__(self, here: Here, now: datetime | None = None) -> None:
+        self._groups = here.settings.groups
+        self._roll = Roll(here)
+        self._over = set(grace.over(self._roll, now or here.catalogue.now()))
 
-def rules_of(here: Here, name: str, opened: Store, uuid: str) -> list[Keep]:
-    """By what the VM is called now; by what its newest restore point calls it when it is in no inventory."""
-    known = [vm.identity for vm in here.catalogue.inventory() if vm.identity.instance_uuid == uuid]
-    newest = opened.newest(uuid)
-    if not known and newest is not None:
-        known = [newest.vm]
-    return [rule for identity in known for rule in rules(here, name, identity.site, identity.name)]
+    def of(self, store: str, uuid: str) -> list[Keep]:
+        """Those of the groups that back the VM up to the store; none = everything is kept.
+
+        Of a VM that left its groups everything is kept until the grace ends, after it the newest point.
+        """
+        if uuid in self._over:
+            return [Keep(last=1)]
+        groups = (self._groups[name] for name in self._roll.groups_of(uuid))
+        return [group.keep for group in groups if group.store == store]
 
 
 def _tell_catalogue(here: Here, name: str, uuid: str, points: Sequence[RestorePoint]) -> None:

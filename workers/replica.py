@@ -8,6 +8,7 @@ from workers import plan, policy
 from workers.disks.file import Descriptor, datastore_file
 from workers.errors import Foreign, NotFound
 from workers.extents import Extents
+from workers.members import last_groups_of
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
 from workers.run import Here
 from workers.store import Store
@@ -25,7 +26,8 @@ class Replica:
     def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
         self.here = here
         self.pair = pair
-        self.recovery, self.override = policy.placement(here.settings, pair)
+        groups = last_groups_of(here, pair.source)
+        self.recovery, self.override = policy.placement(here.settings, pair, groups)
         self.site = here.settings.site(pair.site)
         self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)

@@ -72,7 +72,7 @@ def _uuids(here: Here, name: str) -> list[str]:
 
 def _of_store(here: Here, store: str, opened: Store, uuid: str) -> list[Kept]:
     points = opened.points(uuid)
-    rules = prune.rules_of(here, store, opened, uuid)
+    rules = prune.Rules(here).of(store, uuid)
     why = retention.reasons(points, rules, prune.needed(here, opened, uuid))
     unruled = () if rules else ("no group's rule is about it: kept until a person retires it",)
     return [_line(store, point, (*why[point.id], *unruled)) for point in points]

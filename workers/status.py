@@ -10,6 +10,8 @@ from enum import StrEnum
 from workers import backup, dispatch, replicate
 from workers.catalogue import Ended, KnownVm, PointSummary
 from workers.errors import NotFound
+from workers.grace import farewell
+from workers.members import Roll
 from workers.models import Model, Pair, Run, RunKind, RunState, SyncPoint
 from workers.run import Here
 
@@ -127,7 +129,8 @@ class _Known:
     def __init__(self, here: Here) -> None:
         catalogue = here.catalogue
         self.now = catalogue.now()
-        self.vms = {vm.identity.instance_uuid: vm for vm in catalogue.inventory()}
+        self.roll = Roll(here)
+        self.vms = {vm.identity.instance_uuid: vm for vm in self.roll.vms}
         self.pairs = {(pair.source, pair.store, pair.recovery_target): pair for pair in catalogue.pairs()}
         self.newest = {(point.vm, point.store): point for point in catalogue.newest_points()}
         self.synced = {point.pair: point for point in catalogue.latest_sync_points()}
@@ -153,7 +156,7 @@ def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
 def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
     remarks: dict[tuple[str, str, str | None], str] = {}
-    for member in dispatch.members(here):
+    for member in known.roll.members():
         key = (member.vm.identity.instance_uuid, member.group.store, member.group.target)
         remarks[key] = dispatch.objection(here, member) or ""
         keys.setdefault(key, []).append(member.name)
@@ -193,21 +196,24 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         live=tuple(live),
         last_backup=known.last.get(chain),
         last_sync=known.last.get(fenced),
-        remark=_remark(vm, groups) or remark,
+        remark=_remark(vm, groups, farewell(known.roll, uuid)) or remark,
     )
 
 
-def _remark(vm: KnownVm | None, groups: Iterable[str]) -> str:
+def _remark(vm: KnownVm | None, groups: Iterable[str], farewell: str) -> str:
     if vm is None:
         return "no inventory has this VM; what is kept of it stays"
     if vm.gone_since is not None:
-        return f"the VM is gone from its vCenter since {vm.gone_since:%Y-%m-%d %H:%M} UTC; what is kept of it stays"
-    return "" if groups else "no group covers this VM any more: nothing new is made, what is kept of it stays"
+        gone = f"the VM is gone from its vCenter since {vm.gone_since:%Y-%m-%d %H:%M} UTC"
+        return f"{gone}; {farewell or 'what is kept of it stays'}"
+    if groups:
+        return ""
+    return f"no group covers this VM any more: nothing new is made; {farewell or 'what is kept of it stays'}"
 
 
 def _unknown(name: str, lines: Sequence[Protected], vms: Iterable[KnownVm]) -> str:
     if any(name in (vm.identity.name, vm.identity.instance_uuid) for vm in vms):
-        return f"the VM {name} is under no group's policy; add its name or a pattern to groups.<name>.vms"
+        return f"the VM {name} is under no group's policy; `understudy group why {name}` says why"
     near = difflib.get_close_matches(name, [line.vm for line in lines], n=3)
     hint = f"; near: {', '.join(near)}" if near else ""
     return f"no VM {name!r} is protected or known{hint}. Is it new? `understudy check` reads the inventories"

@@ -28,6 +28,7 @@ type order struct {
 	LeaveUnconsolidated *leaveOrder
 	Deny                *[]string
 	ExpireSessions      bool
+	RestOnly            *bool
 }
 
 type guestOrder struct {
@@ -123,6 +124,9 @@ func (o *order) carryOut() error {
 	}
 	if o.ExpireSessions {
 		expireSessions()
+	}
+	if o.Clear || o.RestOnly != nil {
+		restOnly.Store(o.RestOnly != nil && *o.RestOnly)
 	}
 	if err := o.carryOutOnVMs(); err != nil {
 		return err

@@ -26,6 +26,7 @@ type rule struct {
 	HTTP           int             // answer with this status and no body
 	Drop           bool            // close the connection, do nothing
 	DropAfter      bool            // do it, then close the connection without an answer
+	Halve          bool            // a list in a REST answer lacks every second item
 	TaskMs         int             // the task stays running for so long and takes effect at the end
 }
 
@@ -72,7 +73,9 @@ func (r *rule) check() string {
 		return "a rule needs a Method (or \"*\")"
 	}
 	_, known := types.TypeFunc()(r.Method)
-	if !known && r.Method != "*" && r.Method != "Fetch" && !strings.HasPrefix(r.Method, "folder.") {
+	known = known || r.Method == "*" || r.Method == "Fetch" || strings.HasPrefix(r.Method, "folder.")
+	known = known || strings.HasPrefix(r.Method, "rest.") && restPart.MatchString("/"+r.Method[len("rest."):])
+	if !known {
 		return "there is no method " + r.Method
 	}
 	if r.Fault != "" {

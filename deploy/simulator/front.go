@@ -36,6 +36,8 @@ func serve(l net.Listener, pair tls.Certificate, s *simulator.Service, login str
 	mux.HandleFunc("/sdk", f.sdk)
 	mux.HandleFunc("/_ctl", control)
 	mux.HandleFunc("/folder/", f.folder)
+	mux.HandleFunc("/rest/", f.rest)
+	mux.HandleFunc("/api/", f.rest)
 	mux.Handle("/", s.ServeMux)
 	server := &http.Server{
 		Handler: mux, ErrorLog: log.New(problems{}, "vcenter-sim: ", 0),

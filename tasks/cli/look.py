@@ -21,11 +21,12 @@ def status(
     """
     from tasks import tables
     from tasks.app import looking
+    from workers.members import Roll
     from workers.status import overview
 
     here, notices = looking()
     lines = overview(here, vms or [])
-    for sentence in notices:  # beside the JSON, above the table
+    for sentence in (*notices, *Roll(here).concerns(here.catalogue.now())):  # beside the JSON, above the table
         show.complain(sentence)
     if json:
         show.as_json([{"state": line.state, **line.model_dump(mode="json")} for line in lines])

@@ -124,7 +124,7 @@ class World:
             '[stores.main]\npath = "store"',
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
             '[groups.all]\nsource = "prod"\nstore = "main"\ntarget = "recovery"',
-            f"vms = {json.dumps(changes.get('vms', ['*']))}",
+            changes.get("who") or f"vms = {json.dumps(changes.get('vms', ['*']))}",
             f"keep = {changes.get('keep', '{ last = 50 }')}",
             *changes.get("group", ()),
             *changes.get("more", ()),

@@ -110,6 +110,8 @@ def test_delays_and_http_errors(sim: Sim) -> None:
     "order",
     [
         {"rules": [{"method": "NoSuchCall", "count": 1, "drop": True}]},
+        {"rules": [{"method": "rest.tags", "count": 1, "drop": True}]},
+        {"rules": [{"method": "tag", "count": 1, "drop": True}]},
         {"rules": [{"method": "CurrentTime", "count": 1, "fault": "NoSuchFault"}]},
         {"rules": [{"method": "CurrentTime", "fault": "NotFound"}]},
         {"rules": [{"method": "CurrentTime", "count": 1, "fault": "NoPermission", "detail": {"typo": 1}}]},

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pyVmomi import vim
 
-from tests.vsphere.conftest import MIB, Simulator, config
+from tests.vsphere.conftest import MIB, Simulator, config, site_of
 from workers.errors import BadInput, NotFound, Refused, Transient, VcenterUnreachable
 from workers.vsphere import inventory, power, replica, snapshots
 from workers.vsphere import session as module
@@ -22,6 +23,7 @@ def test_every_vm_with_its_identity_and_folder(simulator: Simulator, session: Se
     assert set(found) == {"on-top", "in/a folder"}
     assert (found["on-top"].folder, found["on-top"].power) == ("DC0", "poweredOn")
     assert (found["in/a folder"].folder, found["in/a folder"].power) == ("DC0/Replicas/Prod", "poweredOff")
+    assert all((vm.datastores, vm.cluster, vm.tags) == (("ds1",), "cluster1", None) for vm in found.values())
     one = found["in/a folder"].identity
     assert (one.site, one.vcenter, one.moref) == ("prod", simulator.about["instanceUuid"], deep)
     assert one.instance_uuid != one.bios_uuid != ""
@@ -99,6 +101,39 @@ def test_a_vm_that_cannot_be_identified_is_not_left_out(session: Session, monkey
     monkeypatch.setattr(session, "read_all", lambda *args: [*read_all(*args), lost])
     with pytest.raises(Transient, match=r"lost \(inaccessible\)"):
         inventory.list_vms(session)
+
+
+def test_what_is_out_of_sight_is_not_known_rather_than_empty(
+    session: Session, make_vm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to see hosts or datastores vCenter leaves them out; the simulator has no rights per object."""
+    make_vm("seen")
+    read_all = session.read_all
+
+    def without(kind: Any) -> Any:
+        return lambda *args: [found for found in read_all(*args) if not isinstance(found.ref, kind)]
+
+    for kind, expected in (
+        (vim.HostSystem, (("ds1",), None)),
+        (vim.ComputeResource, (("ds1",), None)),
+        (vim.Datastore, (None, "cluster1")),
+    ):
+        monkeypatch.setattr(session, "read_all", without(kind))
+        (vm,) = inventory.list_vms(session)
+        assert (vm.datastores, vm.cluster) == expected
+
+
+def test_a_host_without_a_cluster_stands_for_itself(binary: Path, tmp_path: Path) -> None:
+    alone = Simulator(binary, tmp_path)  # what is added to an inventory stays in it
+    with Session("prod", site_of(alone)) as s:
+        root = s.read(s.content.rootFolder, "childEntity")["childEntity"][0].hostFolder
+        spec = vim.host.ConnectSpec(hostName="alone.example", force=True)
+        s.wait(root.AddStandaloneHost_Task(spec, None, True, None))
+        places = {str(found.ref): found for found in s.read_all(inventory._PLACE_PATHS)}
+        hosts = {f.values["name"]: f.ref for f in places.values() if isinstance(f.ref, vim.HostSystem)}
+        assert inventory._cluster(hosts["alone.example"], places) == "alone.example"
+        assert {inventory._cluster(host, places) for host in hosts.values()} == {"alone.example", "cluster1"}
+    alone.stop()
 
 
 def test_the_state_of_a_vm_in_one_read(simulator: Simulator, session: Session, make_vm: Any) -> None:

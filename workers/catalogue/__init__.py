@@ -31,6 +31,7 @@ from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
 from workers.catalogue import inventory as _inventory
 from workers.catalogue import leases as _leases
+from workers.catalogue import memberships as _memberships
 from workers.catalogue import migrations, schema
 from workers.catalogue import pairs as _pairs
 from workers.catalogue import points as _points
@@ -40,11 +41,12 @@ from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.configurations import InForce
 from workers.catalogue.database import LOCK_WAIT, Database, now
 from workers.catalogue.ended import Ended
-from workers.catalogue.inventory import KnownVm
+from workers.catalogue.inventory import Inventory, KnownVm
+from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
 from workers.errors import ConfigError
 
-__all__ = ["Catalogue", "Ended", "InForce", "KnownVm", "PointSummary"]
+__all__ = ["Catalogue", "Ended", "InForce", "Inventory", "KnownVm", "Membership", "PointSummary"]
 
 
 class Catalogue(Database):
@@ -99,6 +101,14 @@ class Catalogue(Database):
 
     record_inventory = _inventory.record_inventory
     inventory = _inventory.inventory
+    inventory_failed = _inventory.inventory_failed
+    inventories = _inventory.inventories
+
+    memberships = _memberships.memberships
+    join_group = _memberships.join_group
+    hold_in_group = _memberships.hold_in_group
+    leave_group = _memberships.leave_group
+    drop_memberships = _memberships.drop_memberships
 
     ensure_pair = _pairs.ensure_pair
     pair = _pairs.pair

@@ -60,6 +60,10 @@ def _json(name: str) -> sa.Column[Any]:
     return sa.Column(name, sa.JSON, nullable=False)
 
 
+def _maybe_json(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.JSON(none_as_null=True))
+
+
 def _time(name: str, *, nullable: bool = False) -> sa.Column[datetime]:
     return sa.Column(name, UtcTime, nullable=nullable)
 
@@ -80,8 +84,35 @@ vms = sa.Table(
     _text("power"),
     sa.Column("template", sa.Boolean, nullable=False),
     _text("folder"),
+    _maybe_json("datastores"),
+    _maybe("cluster"),
+    _maybe_json("tags"),
     _time("last_seen"),
     _time("gone_since", nullable=True),
+)
+
+#: How the reading of each site's inventory goes. `asked` is when the answer that counts was asked for.
+inventories = sa.Table(
+    "inventories",
+    metadata,
+    _text("site", primary_key=True),
+    _time("asked", nullable=True),
+    _time("complete", nullable=True),
+    _time("failed", nullable=True),
+    _maybe("why"),
+)
+
+#: Who is and who was in a group. A VM that left has `left` and `why`; what is kept of it stays for the group's grace.
+memberships = sa.Table(
+    "memberships",
+    metadata,
+    _text("group", primary_key=True),
+    _text("vm", primary_key=True),
+    _text("site"),
+    _text("name"),
+    _time("since"),
+    _time("left", nullable=True),
+    _maybe("why"),
 )
 
 pairs = sa.Table(

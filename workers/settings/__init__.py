@@ -12,6 +12,7 @@ from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group, Keep, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
+from workers.settings.rules import Rule
 from workers.settings.values import seconds, size
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Loaded",
     "RecoveryTarget",
     "ReplicateWhen",
+    "Rule",
     "Schedule",
     "Settings",
     "Site",

@@ -31,6 +31,10 @@ class Tuning(Model):
     reap_every: Interval = "15s"
     #: how often the inventories are read
     inventory_every: Interval = "5m"
+    #: an inventory that is older is said so, with the reason
+    inventory_stale: Interval = "30m"
+    #: more than this part of a group (and at least five VMs) leaves it only when a person agrees
+    exodus: float = Field(default=0.5, ge=0, le=1)
     #: how often the stores are pruned
     prune_every: Interval = "1h"
     #: tries of one run, with growing pauses, before it counts as failed
@@ -84,6 +88,8 @@ class Settings(Model):
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     #: VMs with one policy, by the group's name
     groups: dict[str, Group] = Field(default_factory=dict)
+    #: how long all that is kept of a VM stays that left a group which does not say it, or which is gone
+    grace: Interval = "30d"
     #: the login of Flower; without one Flower only shows
     flower: Flower | None = None
     #: rarely changed
@@ -125,10 +131,6 @@ class Settings(Model):
         if name not in self.stores:
             raise ConfigError(_gone("store", f"stores.{name}", self.stores))
         return self.stores[name]
-
-    def groups_of(self, site: str, vm: str) -> list[Group]:
-        """The groups whose policy covers a VM of a site."""
-        return [group for group in self.groups.values() if group.covers(site, vm)]
 
     @field_validator("redis_given")
     @classmethod

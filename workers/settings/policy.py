@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from workers.models import Model
+from workers.settings.rules import Rule
 from workers.settings.values import Cron, Interval, Zone, one_of
 
 
@@ -90,8 +90,12 @@ class Group(Model):
 
     #: the site of the VMs
     source: str
-    #: VM names or patterns (*, ?) at the source site
-    vms: tuple[str, ...]
+    #: VM names or patterns (*, ?) at the source site: short for members = { name = [...] }
+    vms: tuple[str, ...] | None = None
+    #: or a rule; exactly one of the two
+    members: Rule | None = None
+    #: how long all restore points of a VM are kept that has left the group; without it, the `grace` of the whole
+    grace: Interval | None = None
     #: where their restore points go
     store: str
     #: recovery target; without one the VMs are backed up only
@@ -114,5 +118,13 @@ class Group(Model):
             raise ValueError(f"keep_last is written keep = {{ last = {data['keep_last']} }} now")
         return data
 
-    def covers(self, site: str, vm: str) -> bool:
-        return site == self.source and any(fnmatchcase(vm, pattern) for pattern in self.vms)
+    @model_validator(mode="after")
+    def _one_rule(self) -> Group:
+        if (self.vms is None) == (self.members is None):
+            raise ValueError("either 'vms' (names) or 'members' (a rule), exactly one")
+        return self
+
+    @property
+    def rule(self) -> Rule:
+        # An empty `vms` is allowed and names nobody, which a rule cannot say: so it is not validated again.
+        return self.members if self.members is not None else Rule.model_construct({"name"}, name=self.vms or ())

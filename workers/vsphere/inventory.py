@@ -20,6 +20,8 @@ _collector = vmodl.query.PropertyCollector
 _SUMMARY_PATHS = (
     "name",
     "parent",
+    "datastore",
+    "runtime.host",
     "runtime.powerState",
     "runtime.connectionState",
     "summary.config.instanceUuid",
@@ -56,16 +58,20 @@ def datastore_path(text: str) -> tuple[str, str]:
     return datastore[1:], relative.strip()
 
 
+#: what VMs are found in, on and under: their names are facts of the VMs
+_PLACE_PATHS = {
+    vim.Folder: ("name", "parent"),
+    vim.Datacenter: ("name", "parent", "vmFolder"),
+    vim.Datastore: ("name",),
+    vim.ComputeResource: ("name",),
+    vim.HostSystem: ("name", "parent"),
+}
+
+
 def list_vms(s: Session) -> list[VmSummary]:
     """Every VM and template. `Transient` when one of them cannot be identified: a partial list is never given."""
     with refused_to(f"list the VMs ({s})"):
-        found = s.read_all(
-            {
-                vim.VirtualMachine: _SUMMARY_PATHS,
-                vim.Folder: ("name", "parent"),
-                vim.Datacenter: ("name", "parent", "vmFolder"),
-            }
-        )
+        found = s.read_all({vim.VirtualMachine: _SUMMARY_PATHS, **_PLACE_PATHS})
     places = {str(f.ref): f for f in found if not isinstance(f.ref, vim.VirtualMachine)}
     roots = {str(f.values["vmFolder"]) for f in found if isinstance(f.ref, vim.Datacenter)}
     vms = [f for f in found if isinstance(f.ref, vim.VirtualMachine)]
@@ -76,7 +82,16 @@ def list_vms(s: Session) -> list[VmSummary]:
             f"{s} does not say which VM this is: {names}; until its host and datastore are back, or it is removed from "
             "vCenter's inventory, no VM is taken as gone"
         )
-    return [_summary(s, vm, _folder(vm.values.get("parent"), places, roots)) for vm in vms]
+    return [
+        _summary(
+            s,
+            vm,
+            folder=_folder(vm.values.get("parent"), places, roots),
+            datastores=_datastores(vm, places),
+            cluster=_cluster(vm.values.get("runtime.host"), places),
+        )
+        for vm in vms
+    ]
 
 
 def _reach(found: Found) -> str:
@@ -93,7 +108,26 @@ def _folder(ref: Any, places: Mapping[str, Found], roots: Iterable[str]) -> str:
     return "/".join(reversed(names))
 
 
-def _summary(s: Session, found: Found, folder: str) -> VmSummary:
+def _datastores(vm: Found, places: Mapping[str, Found]) -> tuple[str, ...] | None:
+    """The datastores that the VM uses; None when one of them is out of our sight."""
+    names = [_name(places.get(str(ref))) for ref in vm.values.get("datastore") or ()]
+    known = [name for name in names if name is not None]
+    return tuple(sorted(known)) if len(known) == len(names) else None
+
+
+def _cluster(host: Any, places: Mapping[str, Found]) -> str | None:
+    """The cluster's name. A host without a cluster has a compute resource of its own, with the host's name."""
+    at = places.get(str(host))
+    return _name(places.get(str(at.values.get("parent")))) if at is not None else None
+
+
+def _name(place: Found | None) -> str | None:
+    return unquote(place.values["name"]) if place is not None and "name" in place.values else None
+
+
+def _summary(
+    s: Session, found: Found, folder: str, datastores: tuple[str, ...] | None = None, cluster: str | None = None
+) -> VmSummary:
     values = found.values
     return VmSummary(
         identity=VmIdentity(
@@ -107,6 +141,8 @@ def _summary(s: Session, found: Found, folder: str) -> VmSummary:
         power=str(values["runtime.powerState"]),
         template=bool(values.get("summary.config.template")),
         folder=folder,
+        datastores=datastores,
+        cluster=cluster,
     )
 
 

@@ -51,8 +51,9 @@ class Session:
     def __init__(self, name: str, site: Site) -> None:
         self.name = name
         self.site = site
-        self._wire = Wire(name, site)
-        self._stub = Stub(self._wire, self._wire.version(), self._login)
+        #: for what pyVmomi does not speak
+        self.wire = Wire(name, site)
+        self._stub = Stub(self.wire, self.wire.version(), self._login)
         service: Any = vim.ServiceInstance("ServiceInstance", self._stub)
         self.content: Any = service.RetrieveContent()
         #: about.instanceUuid
@@ -65,7 +66,7 @@ class Session:
         self._local = threading.local()
 
     def __str__(self) -> str:
-        return str(self._wire)
+        return str(self.wire)
 
     def __enter__(self) -> Session:
         return self
