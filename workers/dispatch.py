@@ -10,10 +10,11 @@ import structlog
 
 from workers import backup, due, replicate
 from workers.catalogue import KnownVm
+from workers.destination import destination
 from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
 from workers.models import Pair, Run, RunKind, Trigger
 from workers.run import Here
-from workers.settings import Group, Schedule
+from workers.settings import Group, Schedule, VmOverride
 from workers.vsphere import inventory
 from workers.vsphere.session import connect
 
@@ -21,11 +22,13 @@ log = structlog.get_logger()
 
 
 class Member(NamedTuple):
-    """A VM under a group's policy."""
+    """A VM under a group's policy, and one of the group's recovery targets: a VM may have several of these."""
 
     name: str
     group: Group
     vm: KnownVm
+    #: None in a group that only backs up
+    target: str | None
 
 
 def members(here: Here) -> list[Member]:
@@ -33,13 +36,14 @@ def members(here: Here) -> list[Member]:
 
     A VM that is gone from its vCenter is left alone.
     """
-    replicas = {pair.replica for pair in here.catalogue.pairs()}
+    replicas = {pair.replica for pair in here.catalogue.pairs()} | here.catalogue.replicas_being_built()
     return [
-        Member(name, group, vm)
+        Member(name, group, vm, target)
         for vm in here.catalogue.inventory()
         if vm.gone_since is None and not vm.template and vm.identity.instance_uuid not in replicas
         for name, group in here.settings.groups.items()
         if group.covers(vm.identity.site, vm.identity.name)
+        for target in group.targets or (None,)
     ]
 
 
@@ -52,38 +56,62 @@ def discover(here: Here, site: str) -> int:
 
 def pair_of(here: Here, member: Member) -> Pair | None:
     """The pair of a VM under a group with a recovery target."""
-    if member.group.target is None:
+    if member.target is None:
         return None
     if (sentence := objection(here, member)) is not None:
         raise ConfigError(sentence)
-    target = here.settings.targets[member.group.target]
-    override = member.group.overrides.get(member.vm.identity.name)
-    name = (override.name if override else None) or f"{target.prefix}{member.vm.identity.name}{target.suffix}"
+    target = here.settings.targets[member.target]
     return here.catalogue.ensure_pair(
         source_site=member.vm.identity.site,
         source=member.vm.identity.instance_uuid,
         vm=member.vm.identity.name,
         store=member.group.store,
-        recovery_target=member.group.target,
+        recovery_target=member.target,
         site=target.site,
-        replica_name=name,
+        replica_name=_replica_name(here, member, member.target),
     )
+
+
+def _replica_name(here: Here, member: Member, target: str) -> str:
+    """What the replica will be called; a VM that becomes one keeps its name, which may be given as a UUID at first."""
+    vm = member.vm.identity.name
+    place = destination(here.settings.targets[target], member.group.overrides.get(vm, VmOverride()), target, vm)
+    return place.existing or place.name
 
 
 def objection(here: Here, member: Member) -> str | None:
     """Why this VM cannot be replicated as its groups say, whatever vCenter has."""
-    who, aim = member.vm.identity, member.group.target
-    sharing = [
-        f"{name} ({group.store})"
-        for name, group in here.settings.groups.items()
-        if group.target == aim and group.covers(who.site, who.name)
-    ]
-    if aim is not None and len({entry.partition(" (")[2] for entry in sharing}) > 1:
+    who, aim = member.vm.identity, member.target
+    if aim is None:
+        return None
+    groups = {name: group for name, group in here.settings.groups.items() if group.covers(who.site, who.name)}
+    sharing = [f"{name} ({group.store})" for name, group in groups.items() if aim in group.targets]
+    if len({entry.partition(" (")[2] for entry in sharing}) > 1:
         return (
             f"{who.name} is in several groups with the recovery target {aim} but different stores: "
             f"{', '.join(sharing)}. A replica follows one store: take the VM out of the others, or give them a target "
             "of their own"
         )
+    return _taken_name(here, member, aim)
+
+
+def _taken_name(here: Here, member: Member, aim: str) -> str | None:
+    """Two VMs of one name at one site: which is which nobody could say afterwards."""
+    who, targets = member.vm.identity, here.settings.targets
+    mine = _replica_name(here, member, aim)
+    if targets[aim].site == who.site and mine == who.name:
+        return (
+            f"the replica of {who.name} would have the same name at the same site {who.site}: give the recovery target "
+            f"{aim} a prefix or suffix, or this VM's replica a name (overrides.NAME.name)"
+        )
+    for name, group in here.settings.groups.items():
+        for other in group.targets if group.covers(who.site, who.name) else ():
+            also = member._replace(name=name, group=group, target=other)
+            if other < aim and targets[other].site == targets[aim].site and _replica_name(here, also, other) == mine:
+                return (
+                    f"the recovery targets {other} and {aim} would both have a replica {mine} of {who.name} at the "
+                    f"site {targets[aim].site}: give one of them another prefix or suffix"
+                )
     return None
 
 
@@ -180,10 +208,13 @@ def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
             and member.group.store == store
             and member.group.replicate.after_backup
         ):
-            pair = pair_of(here, member)
-            if pair is not None and pair.paused is None:
-                run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
-                fresh += [run] if created else []
+            try:
+                pair = pair_of(here, member)
+                if pair is not None and pair.paused is None:
+                    run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
+                    fresh += [run] if created else []
+            except UnderstudyError as err:  # one target's trouble must not keep the others waiting
+                log.error(str(err), vm=member.vm.identity.name, group=member.name, target=member.target)
     return fresh
 
 

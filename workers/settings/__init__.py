@@ -8,7 +8,7 @@ import os
 
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
-from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
+from workers.settings.policy import Group, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, find, load
 from workers.settings.values import seconds, size
 
@@ -18,6 +18,7 @@ __all__ = [
     "Flower",
     "Group",
     "RecoveryTarget",
+    "ReplicaOverride",
     "ReplicateWhen",
     "Schedule",
     "Settings",

@@ -72,10 +72,13 @@ class Settings(Model):
         for name, group in self.groups.items():
             _known(f"groups.{name}.source", group.source, self.sites)
             _known(f"groups.{name}.store", group.store, self.stores)
-            if group.target is not None:
-                _known(f"groups.{name}.target", group.target, self.targets)
-        for name, target in self.targets.items():
-            _known(f"targets.{name}.site", target.site, self.sites)
+            for target in group.targets:
+                _known(f"groups.{name}.target", target, self.targets)
+            for vm, override in group.overrides.items():
+                for target in override.targets:
+                    _known(f"groups.{name}.overrides.{vm}.targets", target, dict.fromkeys(group.targets))
+        for name, place in self.targets.items():
+            _known(f"targets.{name}.site", place.site, self.sites)
         return self
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, model_validator
 
 from workers.errors import ConfigError
-from workers.models import Model
+from workers.models import Model, Provisioning
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -67,16 +67,22 @@ class RecoveryTarget(Model):
     """Where replicas go."""
 
     site: str
+    #: of the VM's own files, and of each disk for which `datastores` has no other
     datastore: str
+    #: source datastore -> datastore here, per disk; "*" is the default for all others
+    datastores: dict[str, str] = Field(default_factory=dict)
     #: compute: a host's or a cluster's name; empty = the only cluster of the site
     compute: str = ""
+    #: pool and folder must be there: a mistyped name would else become a place with other people's rights on it
     pool: str = ""
     folder: str = ""
-    #: source network -> network at the recovery site; "*" is the default for all others
+    #: source network -> network here; "*" is the default for all others, "" = the card is built disconnected
     networks: dict[str, str] = Field(default_factory=dict)
     prefix: str = ""
     suffix: str = "_replica"
-    provisioning: Literal["thin", "thick"] = "thin"
+    provisioning: Provisioning = "thin"
+    #: none = kept at another vCenter, new ones within one
+    keep_macs: bool | None = None
 
 
 class Flower(Model):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from workers.models import Model
+from workers.models import Model, Provisioning
 from workers.settings.values import Cron, Interval, Zone
 
 
@@ -34,13 +34,41 @@ class ReplicateWhen(Model):
     schedule: Schedule | None = None
 
 
-class VmOverride(Model):
-    """What is different for one VM of a group."""
+class ReplicaOverride(Model):
+    """What is different for one VM's replica. What is not given is as the recovery target says."""
 
     name: str | None = None
     datastore: str | None = None
+    datastores: dict[str, str] = Field(default_factory=dict)
+    compute: str | None = None
+    pool: str | None = None
+    folder: str | None = None
+    #: labels or ids
     excluded_disks: tuple[str, ...] = ()
     networks: dict[str, str] = Field(default_factory=dict)
+    provisioning: Provisioning | None = None
+    keep_macs: bool | None = None
+    #: a VM that is there (name or instance UUID) becomes the replica: every block is compared, its content is lost
+    existing: str | None = None
+    #: that `existing` loses its content is meant so
+    overwrite_existing: bool = False
+    #: the replica is built around disks that somebody copied there: "[datastore] folder"
+    seed: str | None = None
+    #: for `existing` and `seed`: a source disk (label or id) -> that VM's disk (label or id), or the seed's file
+    disks: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> ReplicaOverride:
+        if self.existing is not None and self.seed is not None:
+            raise ValueError("either 'existing' (a VM) or 'seed' (a folder of disks), not both")
+        return self
+
+
+class VmOverride(ReplicaOverride):
+    """What is different for one VM of a group."""
+
+    #: recovery target -> what is different there alone, where the group has several
+    targets: dict[str, ReplicaOverride] = Field(default_factory=dict)
 
 
 class Group(Model):
@@ -50,14 +78,29 @@ class Group(Model):
     #: VM names or patterns (*, ?) at the source site
     vms: tuple[str, ...]
     store: str
-    #: recovery target; without one the VMs are backed up only
-    target: str | None = None
+    #: recovery target, or several; without one the VMs are backed up only
+    target: str | tuple[str, ...] | None = None
     quiesce: bool = True
     backup: Schedule | None = None
     replicate: ReplicateWhen = ReplicateWhen()
     #: retention: restore points kept per VM, besides those that a replica or a pin needs
     keep_last: int = Field(default=14, ge=1)
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        several = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(name, str) for name in several):
+            raise ValueError("a recovery target's name, or a list of them")
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The recovery targets, however they are written."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else tuple(dict.fromkeys(self.target))
 
     def covers(self, site: str, vm: str) -> bool:
         return site == self.source and any(fnmatchcase(vm, pattern) for pattern in self.vms)

@@ -14,7 +14,7 @@ from workers.errors import ConfigError
 from workers.models import Model
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
-from workers.settings.policy import Group, ReplicateWhen, Schedule, VmOverride
+from workers.settings.policy import Group, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 
 #: Where the configuration is looked for, first hit wins: --config, UNDERSTUDY_CONFIG, these.
 DEFAULT_PATHS = (Path("understudy.toml"), Path("/etc/understudy/understudy.toml"))
@@ -114,5 +114,5 @@ def _model_at(loc: tuple[int | str, ...]) -> type[Model] | None:
         return Tuning if loc[0] == "tuning" else Flower
     inner: dict[str, type[Model]] = {"backup": Schedule, "schedule": Schedule, "replicate": ReplicateWhen}
     if len(loc) >= 3 and loc[2] == "overrides":
-        return VmOverride
+        return ReplicaOverride if len(loc) > 4 and loc[4] == "targets" else VmOverride
     return inner.get(str(loc[-1])) or tops.get(str(loc[0]))
