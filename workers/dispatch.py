@@ -106,8 +106,10 @@ def _taken_name(here: Here, member: Member, aim: str) -> str | None:
         )
     for name, group in here.settings.groups.items():
         for other in group.targets if group.covers(who.site, who.name) else ():
+            if other == aim:
+                return None  # the first one in the configuration may have the name
             also = member._replace(name=name, group=group, target=other)
-            if other < aim and targets[other].site == targets[aim].site and _replica_name(here, also, other) == mine:
+            if targets[other].site == targets[aim].site and _replica_name(here, also, other) == mine:
                 return (
                     f"the recovery targets {other} and {aim} would both have a replica {mine} of {who.name} at the "
                     f"site {targets[aim].site}: give one of them another prefix or suffix"
