@@ -241,3 +241,17 @@ def find(here: Here, name: str) -> list[Member]:
         where = ", ".join(f"{m.vm.identity.site} ({m.vm.identity.instance_uuid})" for m in found)
         raise BadInput(f"several VMs are called {name}: {where}; rename one, or name them in different groups")
     return found
+
+
+def replicated(here: Here, name: str, target: str | None = None) -> list[Member]:
+    """The memberships with a recovery target, each target once: all of them, or the one called `target`."""
+    found = {member.target: member for member in reversed(find(here, name)) if member.target is not None}
+    if not found:
+        raise BadInput(
+            f"the VM {name} is backed up but not replicated: its group has no recovery target; set groups.<name>.target"
+        )
+    if target is None:
+        return list(reversed(found.values()))
+    if target not in found:
+        raise BadInput(f"the VM {name} has no recovery target {target!r}; it has {', '.join(sorted(map(str, found)))}")
+    return [found[target]]
