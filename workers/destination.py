@@ -65,12 +65,6 @@ def datastore_for(disk: Disk, datastores: Mapping[str, str]) -> str:
     return datastores.get(datastore_of(disk.file)) or datastores.get("*") or ""
 
 
-def needed_datastores(place: Destination, disks: Iterable[Disk]) -> tuple[str, ...]:
-    """All that a new replica with these disks uses; the VM's own first."""
-    mapped = (datastore_for(disk, place.datastores) for disk in disks)
-    return tuple(dict.fromkeys(name for name in (place.datastore, *mapped) if name))
-
-
 def macs(nics: Iterable[Nic], place: Destination, *, same_vcenter: bool) -> Iterator[Nic]:
     """The cards with the addresses that they keep; an empty one is generated.
 

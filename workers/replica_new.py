@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import uuid4
 
-from workers import beginning, faults
+from workers import beginning, faults, plan
 from workers.destination import datastore_for, macs, provisioned
-from workers.errors import Transient
+from workers.errors import ConfigError, Transient
 from workers.models import Cursor, Disk
 from workers.replica import CURSOR
 from workers.replica_held import HeldReplica
@@ -71,7 +71,9 @@ class NewReplica(HeldReplica):
             pool=place.pool,
             folder=place.folder,
             networks=place.networks,
-            new_disks=self._new_disks(config.disks, home=place.datastore),
+            new_disks=self._new_disks(
+                [part.disk for part in plan.protected(self.goal, place.excluded_disks)], home=place.datastore
+            ),
             excluded_disks=place.excluded_disks,
             notes={CURSOR: cursor.model_dump_json(exclude_defaults=True)},
         )
@@ -80,11 +82,20 @@ class NewReplica(HeldReplica):
         return f"{self.here.catalogue.realm}/{self.pair.id}"
 
     def _new_disks(self, disks: Iterable[Disk], *, home: str) -> dict[str, NewDisk]:
-        """How and where each disk of the source is made on a replica whose own files are on the datastore `home`."""
+        """How and where each disk of the source is made on a replica whose own files are on the datastore `home`.
+
+        Raises `ConfigError` before anything is made on a datastore that this site's workers do not have.
+        """
         seeds = self.beginning.seeds if self.beginning is not None else {}
         made = {}
         for disk in disks:
             there = datastore_for(disk, self.place.datastores)
+            if disk.id not in seeds and (there or home) not in self.site.datastores:
+                raise ConfigError(
+                    f"{disk.label} of {self.pair.vm} would go to the datastore {there or home}, which is not among "
+                    f"sites.{self.pair.site}.datastores ({', '.join(sorted(self.site.datastores)) or 'none'}); nothing "
+                    "was made. Say there where its workers have it mounted, or name another datastore"
+                )
             made[disk.id] = NewDisk(
                 provisioning=provisioned(disk, self.place.provisioning),
                 datastore="" if there == home else there,

@@ -204,7 +204,14 @@ class ReplicaTarget(NewReplica):
                 changes,
                 self.goal.config,
                 self.state.change_version,
-                made=self._new_disks(self.goal.config.disks, home=datastore_of(self.state.vmx)),
+                made=self._new_disks(
+                    [
+                        d
+                        for d in self.goal.config.disks
+                        if any(c.kind == "add disk" and c.disk == d.id for c in changes)
+                    ],
+                    home=datastore_of(self.state.vmx),
+                ),
                 wait=self._patience(),
             )
             self._reread()

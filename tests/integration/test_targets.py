@@ -21,6 +21,7 @@ from tests.integration.world import MIB, World
 from workers import backup, check, dispatch, replicate, status
 from workers.errors import ConfigError, Foreign, NotFound
 from workers.models import RunState, Trigger
+from workers.run import Here
 from workers.settings import Schedule
 
 
@@ -132,6 +133,18 @@ def test_check_names_the_place_that_is_not_there(world: World) -> None:
     assert "Moon" in found["target c"].sentence
     assert "no-host" in found["overrides web-01 (recovery)"].sentence
     assert "no-pool" in found["overrides web-02 (recovery)"].sentence
+
+
+def test_a_datastore_that_is_not_mounted_is_said_before_a_replica_is_made_there(world: World) -> None:
+    backed_up(world, "unmounted", SMALL)
+    here = realm(world, {"recovery": {"site": "dr", "datastore": "ds1", "datastores": {"*": "ds2"}}})
+    site = here.settings.sites["dr"].model_copy(update={"datastores": {"ds1": world.dr.datastores / "ds1"}})
+    sites = {**here.settings.sites, "dr": site}
+    here = Here(here.settings.model_copy(update={"sites": sites}), here.catalogue)
+    with pytest.raises(ConfigError, match="datastore ds2, which is not among"):
+        sync(here, pair(here, "unmounted"))
+    with pytest.raises(NotFound):
+        world.state("unmounted_replica", "dr")
 
 
 # --- several targets ------------------------------------------------------------------------------------------------
