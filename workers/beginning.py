@@ -36,15 +36,14 @@ class Beginning(NamedTuple):
     seeds: dict[str, str]
 
 
-def find_existing(s: Session, pair: Pair, place: Destination) -> VmState:
-    """The VM that `existing` names, by instance UUID or name."""
-    assert place.existing is not None
-    found = inventory.find_uuid(s, place.existing) if _is_uuid(place.existing) else None
+def find_existing(s: Session, existing: str, vm: str) -> VmState:
+    """The VM that `existing` of this VM's override names, by instance UUID or name."""
+    found = inventory.find_uuid(s, existing) if _is_uuid(existing) else None
     try:
-        found = found or inventory.find_vm(s, place.existing)
+        found = found or inventory.find_vm(s, existing)
     except NotFound as err:
         raise NotFound(
-            f"{err}. overrides.{pair.vm}.existing names it as the VM that becomes the replica; nothing was written. "
+            f"{err}. overrides.{vm}.existing names it as the VM that becomes the replica; nothing was written. "
             "Correct the name, or remove `existing` to have a replica built"
         ) from err
     return inventory.vm_state(s, found.identity.moref)
@@ -119,12 +118,7 @@ def of_seed(s: Session, mounts: Mapping[str, Path], pair: Pair, place: Destinati
     """Raises a sentence when a seed is missing, does not fit, or is used by a VM: never a silent full copy."""
     assert place.seed is not None
     key = f"overrides.{pair.vm}"
-    folder = datastore_file(mounts, place.seed)
-    if not folder.is_dir():
-        raise NotFound(
-            f"the seed {place.seed} is not there ({folder} is no folder); nothing was written. Copy the disks there, "
-            f"mount the datastore, or remove {key}.seed to have every disk sent in full"
-        )
+    folder = seed_folder(mounts, place.seed, pair.vm)
     start = place.seed.rstrip("/")
     files = {f"{start}/{path.name}": _capacity(path) for path in sorted(folder.glob("*.vmdk")) if _descriptor(path)}
     wanted = [part.disk for part in plan.protected(goal, place.excluded_disks)]
@@ -138,6 +132,16 @@ def of_seed(s: Session, mounts: Mapping[str, Path], pair: Pair, place: Destinati
         )
     reason = f"seed: the replica is built around the disks in {place.seed}, each block is compared with {goal.id}"
     return Beginning(reason, None, {}, seeds)
+
+
+def seed_folder(mounts: Mapping[str, Path], seed: str, vm: str) -> Path:
+    folder = datastore_file(mounts, seed)
+    if not folder.is_dir():
+        raise NotFound(
+            f"the seed {seed} is not there ({folder} is no folder); nothing was written. Copy the disks there, mount "
+            f"the datastore, or remove overrides.{vm}.seed to have every disk sent in full"
+        )
+    return folder
 
 
 def _descriptor(path: Path) -> bool:

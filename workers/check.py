@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from workers import dispatch
+from workers.beginning import find_existing, seed_folder
 from workers.catalogue import Catalogue
 from workers.destination import destination
 from workers.errors import NotFound, UnderstudyError
@@ -30,8 +31,8 @@ class Finding(Model):
     sentence: str
 
 
-#: of an override: what says where a replica goes
-_PLACES = {"datastore", "datastores", "compute", "pool", "folder", "networks"}
+#: of an override: what says where a replica goes, or what it begins with
+_PLACES = {"datastore", "datastores", "compute", "pool", "folder", "networks", "existing", "seed"}
 
 
 class _Note(UnderstudyError):
@@ -161,7 +162,13 @@ def _target(settings: Settings, target: RecoveryTarget, override: VmOverride, na
         folder=place.folder,
         networks=sorted({network for network in place.networks.values() if network}),
     )
-    return f"{target.site}: {place.compute or 'the only cluster'}, datastore {', '.join(used)}"
+    begins = ""
+    if place.existing is not None:
+        found = find_existing(connect(target.site, site), place.existing, vm)
+        begins = f", begins with the VM {found.identity.name}"
+    if place.seed is not None:
+        begins = f", begins with the disks in {seed_folder(site.datastores, place.seed, vm)}"
+    return f"{target.site}: {place.compute or 'the only cluster'}, datastore {', '.join(used)}{begins}"
 
 
 def intervals(settings: Settings) -> Finding:

@@ -81,7 +81,7 @@ class Replica:
                 return inventory.vm_state(self.session, found.identity.moref)
             self._note(f"the replica {self.pair.replica_name} is gone from its vCenter; it is built again")
         if self.place.existing is not None:
-            there = find_existing(self.session, self.pair, self.place)
+            there = find_existing(self.session, self.place.existing, self.pair.vm)
             if self._read_cursor(there) is not None:
                 return there  # taken over by a run that stopped before it could say so, or somebody else's
             if self.goal is not None:

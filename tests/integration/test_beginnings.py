@@ -18,9 +18,15 @@ from tests.integration.places import (
     seed,
     sync,
 )
-from tests.integration.world import MIB, World, flat
+from tests.integration.world import MIB, Vcenter, World, flat
 from workers.errors import BadInput, Foreign, NotFound, Refused, Touched, UnderstudyError
 from workers.run import Here
+
+
+@pytest.fixture(scope="module")
+def world(vcenters: tuple[Vcenter, Vcenter], tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One for all tests of this file: their VMs have names of their own."""
+    return World(tmp_path_factory.mktemp("world"), *vcenters)
 
 
 def backed_up(world: World, name: str, *sizes: int) -> str:
@@ -67,6 +73,7 @@ def test_of_a_seed_that_is_partly_wrong_only_what_differs_is_written(world: Worl
     assert_holds(world, here, pair(here, "partly"), point)
 
 
+@pytest.mark.slow
 def test_a_seeded_run_that_dies_compares_again_and_loses_nothing(world: World) -> None:
     """The cursor says from the first moment that every block has to be compared: also to who comes after a crash."""
     point = backed_up(world, "dies", 8 * MIB)
@@ -234,6 +241,7 @@ def test_an_existing_vm_whose_disks_do_not_fit_is_left_alone(world: World) -> No
     untouched(world, here, "fits", Refused, "Hard disk 2 .* fits no disk", "more")
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_while_it_takes_a_vm_over_is_gone_on_with(world: World) -> None:
     point = backed_up(world, "crash", 8 * MIB)
     there = make_there(world, "crashed", 8 * MIB)

@@ -17,12 +17,18 @@ from tests.integration.places import (
     replica_of,
     sync,
 )
-from tests.integration.world import MIB, World
+from tests.integration.world import MIB, Vcenter, World
 from workers import backup, check, dispatch, replicate, status
 from workers.errors import ConfigError, Foreign, NotFound
 from workers.models import RunState, Trigger
 from workers.run import Here
 from workers.settings import Schedule
+
+
+@pytest.fixture(scope="module")
+def world(vcenters: tuple[Vcenter, Vcenter], tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One for all tests of this file: their VMs have names of their own."""
+    return World(tmp_path_factory.mktemp("world"), *vcenters)
 
 
 def with_card(world: World, name: str, *sizes: int, network: str = "VM Network") -> None:
@@ -125,7 +131,12 @@ def test_check_names_the_place_that_is_not_there(world: World) -> None:
         "b": {"folder": "Nowhere"},
         "c": {"networks": {"x": "Moon", "y": ""}},
     }
-    override = {"web-01": {"targets": {"recovery": {"compute": "no-host"}}}, "web-02": {"pool": "no-pool"}}
+    override = {
+        "web-01": {"targets": {"recovery": {"compute": "no-host"}}},
+        "web-02": {"pool": "no-pool"},
+        "web-03": {"existing": "no-vm"},
+        "web-04": {"seed": "[ds1] no-seed"},
+    }
     here = realm(world, {key: {**place, **more} for key, more in wrong.items()}, overrides=override)
     found = {f.what: f for f in check.targets(here.settings, ["dr"])}
     assert {what for what, f in found.items() if f.result == "failed"} == found.keys() - {"target recovery"}
@@ -133,6 +144,8 @@ def test_check_names_the_place_that_is_not_there(world: World) -> None:
     assert "Moon" in found["target c"].sentence
     assert "no-host" in found["overrides web-01 (recovery)"].sentence
     assert "no-pool" in found["overrides web-02 (recovery)"].sentence
+    assert "no VM 'no-vm'" in found["overrides web-03 (recovery)"].sentence
+    assert "the seed [ds1] no-seed is not there" in found["overrides web-04 (recovery)"].sentence
 
 
 def test_a_datastore_that_is_not_mounted_is_said_before_a_replica_is_made_there(world: World) -> None:
@@ -266,13 +279,15 @@ def test_a_name_that_is_taken_within_one_vcenter_is_a_sentence(world: World) -> 
 def test_a_replica_that_its_pair_does_not_know_yet_is_no_member(world: World) -> None:
     """The run died between the VM and the catalogue, and the inventory was read: the pattern * matches the copy."""
     backed_up(world, "early", SMALL)
+    written = world.config.read_text()
     world.config.write_text(
-        world.config.read_text().replace('target = "recovery"', 'target = "near"')
+        written.replace('target = "recovery"', 'target = "near"')
         + '\n[targets.near]\nsite = "prod"\ndatastore = "ds1"\nnetworks = { "*" = "VM Network" }\n'
     )
     here = realm(world, NEAR, target="near")
     run = dispatch.request_sync(here, pair(here, "early"), Trigger.AD_HOC)[0]
     world.killed_at(run, "create.after")
+    world.config.write_text(written)
     world.give_up(run.id)
     world.discover()
     assert here.catalogue.pair(pair(here, "early").id).replica is None
