@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pyVmomi import vim
 
 from tests.integration.places import (
     assert_holds,
@@ -20,6 +21,7 @@ from tests.integration.places import (
 )
 from tests.integration.world import MIB, Vcenter, World, flat
 from workers.errors import BadInput, Foreign, NotFound, Refused, Touched, UnderstudyError
+from workers.replica import CURSOR
 from workers.run import Here
 
 
@@ -218,6 +220,9 @@ def test_an_existing_vm_that_has_a_purpose_is_left_alone(world: World) -> None:
     sync(theirs, pair(theirs, "has"))
     here = mine(world, "wants", existing="has_replica", overwrite_existing=True)
     untouched(world, here, "wants", Foreign, "is the replica of another VM", "has_replica")
+    bare = vim.vm.ConfigSpec(extraConfig=[vim.option.OptionValue(key=CURSOR, value="")])
+    world.target.wait(world.vm("has_replica", "dr").ReconfigVM_Task(bare))
+    untouched(world, here, "wants", Foreign, "the replica of another pair already", "has_replica")
     make_there(world, "protected", 8 * MIB)
     here = mine(world, "wants", existing="protected", overwrite_existing=True)
     back = here.settings.groups["all"].model_copy(update={"source": "dr", "target": None, "vms": ("protected",)})

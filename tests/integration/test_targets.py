@@ -19,7 +19,7 @@ from tests.integration.places import (
 )
 from tests.integration.world import MIB, Vcenter, World
 from workers import backup, check, dispatch, replicate, status
-from workers.errors import ConfigError, Foreign, NotFound
+from workers.errors import BadInput, ConfigError, Foreign, NotFound, Refused
 from workers.models import RunState, Trigger
 from workers.run import Here
 from workers.settings import Schedule
@@ -182,6 +182,10 @@ def test_one_source_with_several_targets_is_backed_up_once(world: World) -> None
     assert lines == {"recovery": status.State.NEEDS_SYNC, "far": status.State.IN_SYNC}
     sync(here, both["recovery"])
     assert_holds(world, here, both["recovery"], newest)
+    assert [m.target for m in dispatch.replicated(here, "many")] == ["recovery", "far"]
+    assert [m.target for m in dispatch.replicated(here, "many", "far")] == ["far"]
+    with pytest.raises(BadInput, match="no recovery target 'near'; it has far, recovery"):
+        dispatch.replicated(here, "many", "near")
     fences = {here.catalogue.fence(replicate.target_of(p.id)) for p in both.values()}
     assert fences == {1, 2}
 
@@ -270,6 +274,10 @@ def test_a_name_that_is_taken_within_one_vcenter_is_a_sentence(world: World) -> 
     bare = {"near": {**NEAR["near"], "suffix": ""}}
     with pytest.raises(ConfigError, match="the same name at the same site prod"):
         pair(realm(world, bare, target="near"), "named")
+    itself = {"existing": world.state("named").identity.instance_uuid, "overwrite_existing": True}
+    here = realm(world, NEAR, target="near", overrides={"named": itself})
+    with pytest.raises(Refused, match="named is named itself"):
+        sync(here, pair(here, "named"))
     world.make_vm("taken", SMALL)
     here = realm(world, NEAR, target="near", overrides={"named": {"name": "taken"}})
     with pytest.raises(Foreign, match="a VM named taken is already at site prod"):

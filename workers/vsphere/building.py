@@ -94,9 +94,10 @@ def networks_of(spec: ReplicaSpec) -> tuple[list[str], list[str]]:
 
 
 def datastores_of(spec: ReplicaSpec) -> list[str]:
-    """All that its disks are made on, besides the VM's own."""
-    made = (spec.new_disks.get(disk.id, NewDisk()) for disk in replicated(spec))
-    return [disk.datastore for disk in made if disk.datastore and not disk.attach]
+    """All that its disks are made on or attached from, besides the VM's own."""
+    made = [spec.new_disks.get(disk.id, NewDisk()) for disk in replicated(spec)]
+    names = (disk.attach.partition("]")[0].removeprefix("[") or disk.datastore for disk in made)
+    return [name for name in names if name]
 
 
 def config_spec(spec: ReplicaSpec, place: Place) -> Built:
