@@ -16,7 +16,7 @@ from tasks.app import adhoc_queue, here
 from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
 from workers import dispatch, replicate
-from workers.errors import BadInput, BrokerUnreachable, NotFound
+from workers.errors import BrokerUnreachable, NotFound
 from workers.models import RunState
 
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
@@ -28,24 +28,22 @@ def backup(vms: Sequence[str], *, wait: bool, as_json: bool) -> None:
     _request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
 
 
-def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, as_json: bool) -> None:
+def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, target: str | None, as_json: bool) -> None:
     _known(vms)
 
     def ask(vm: str) -> list[Any]:
-        return sync_tasks.request_runs(vm, discard_changes=discard_changes)
+        return sync_tasks.request_runs(vm, discard_changes=discard_changes, target=target)
 
     _request(vms, ask, wait=wait, as_json=as_json)
 
 
-def plan(vms: Sequence[str], *, discard_changes: bool, as_json: bool) -> None:
+def plan(vms: Sequence[str], *, discard_changes: bool, target: str | None, as_json: bool) -> None:
     """What a sync would do now, and why. Nothing is requested."""
     _known(vms)
     plans = []
     for vm in vms:
-        pairs = [pair for member in dispatch.find(here(), vm) if (pair := dispatch.pair_of(here(), member)) is not None]
-        if not pairs:
-            raise BadInput(f"the VM {vm} is backed up but not replicated: set groups.<name>.target")
-        for pair in pairs:
+        found = dispatch.replicated(here(), vm, target)
+        for pair in [pair for member in found if (pair := dispatch.pair_of(here(), member)) is not None]:
             made = replicate.preview(here(), pair, discard=discard_changes)
             plans.append((f"{pair.site}/{pair.replica_name}", made))
     if as_json:

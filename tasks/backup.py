@@ -21,7 +21,9 @@ def request(vm: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
 
 
 def request_runs(vm: str) -> list[Any]:
-    return [dispatch.request_backup(here(), member, Trigger.AD_HOC) for member in dispatch.find(here(), vm)]
+    """One run per store, however many groups and recovery targets the VM has."""
+    chains = {member.group.store: member for member in dispatch.find(here(), vm)}
+    return [dispatch.request_backup(here(), member, Trigger.AD_HOC) for member in chains.values()]
 
 
 @app.task(name="understudy.backup.run", bind=True)

@@ -130,9 +130,8 @@ Policy = tuple[str, str, str | None, list[Setting]]
 def _policies(here: Here, vm: str) -> list[Policy]:
     found: list[Policy] = []
     for member in dispatch.find(here, vm):
-        for aim in policy.targets_of(member.group) or (None,):
-            name = member.vm.identity.name
-            found.append((name, member.name, aim, policy.of_vm(here.settings, member.name, name, aim)))
+        name, aim = member.vm.identity.name, member.target
+        found.append((name, member.name, aim, policy.of_vm(here.settings, member.name, name, aim)))
     return found
 
 

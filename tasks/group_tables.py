@@ -19,7 +19,7 @@ def groups(found: Sequence[Shown]) -> None:
     for one in found:
         rows.add_row(
             *(one.name, one.source or "-", str(len(one.members)), str(len(one.held)), str(len(one.left))),
-            *(one.store or "-", one.target or "-", one.rule or "(not in the configuration any more)"),
+            *(one.store or "-", ", ".join(one.targets) or "-", one.rule or "(not in the configuration any more)"),
         )
     show.console().print(rows)
     for concern in dict.fromkeys(concern for one in found for concern in one.concerns):
@@ -29,7 +29,7 @@ def groups(found: Sequence[Shown]) -> None:
 def group(one: Shown) -> None:
     show.say(f"{one.name}: {one.rule or 'not in the configuration any more'}")
     if one.source is not None:
-        goal = f", replicated to {one.target}" if one.target else ""
+        goal = f", replicated to {', '.join(one.targets)}" if one.targets else ""
         show.say(f"VMs of {one.source}, backed up to {one.store}{goal}; inventory of {show.moment(one.read)} UTC")
     if one.members:
         rows = show.table("VM", "since (UTC)", "why", title="\nmembers")

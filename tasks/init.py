@@ -57,6 +57,8 @@ datastore = "dr-ds1"
 # folder = "Replicas"
 suffix = "_replica"
 networks = { "*" = "VM Network" }         # source network -> network there; "*" = all others
+# datastores = { "*" = "dr-ds1" }         # source datastore -> datastore there, disk by disk
+# provisioning = "thin"                   # or "original", "thick", "eager"
 
 # --- groups: which VMs, how often, to where --------------------------------------------------------------------------
 
@@ -64,7 +66,7 @@ networks = { "*" = "VM Network" }         # source network -> network there; "*"
 source = "prod"
 vms = ["web-*", "db-01"]                  # names or patterns
 store = "main"
-target = "dr"                             # left out: backed up only
+target = "dr"                             # left out: backed up only; or several: ["dr", "far"]
 backup = { every = "1h" }                 # or: { cron = "30 1 * * *", timezone = "Europe/Berlin" }
 keep = { last = 14, daily = 14, weekly = 8 }   # restore points per VM; also hourly, monthly, yearly, timezone
 # replicate = { after_backup = true }     # the default; or on a schedule of its own: schedule = { every = "4h" }

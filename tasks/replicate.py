@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from celery import Task
 
 from tasks.app import app, here
 from tasks.dispatch import go_on, only_known, send_requested
 from workers import dispatch, replicate
-from workers.errors import BadInput
+from workers.errors import BadInput, UnderstudyError
 from workers.models import Trigger
+
+log = structlog.get_logger()
 
 
 @app.task(name="understudy.sync", throws=(BadInput,))
-def request(vm: Any = None, discard_changes: Any = False, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
+def request(
+    vm: Any = None, discard_changes: Any = False, target: Any = None, *more: Any, **unknown: Any
+) -> list[dict[str, Any]]:
     """Bring this VM's replicas up to the newest restore point now, or join the syncs that are running."""
-    only_known("understudy.sync takes vm (a VM's name) and discard_changes (true or false)", more, unknown)
+    takes = "understudy.sync takes vm (a VM's name), discard_changes (true or false) and target (a recovery target)"
+    only_known(takes, more, unknown)
     if not isinstance(discard_changes, bool):  # "false" is true to Python, and would give up what others wrote
         raise BadInput(f"discard_changes is true or false, not {discard_changes!r}; nothing was requested")
-    return send_requested(request_runs(vm, discard_changes=discard_changes))
+    return send_requested(request_runs(vm, discard_changes=discard_changes, target=target))
 
 
-def request_runs(vm: str, *, discard_changes: bool = False) -> list[Any]:
-    made = []
-    for member in dispatch.find(here(), vm):
-        pair = dispatch.pair_of(here(), member)
-        if pair is not None:
+def request_runs(vm: str, *, discard_changes: bool = False, target: str | None = None) -> list[Any]:
+    """One run per recovery target. A target that can have no pair is said, and does not keep the others waiting."""
+    made: list[Any] = []
+    wrong: list[UnderstudyError] = []
+    for member in dispatch.replicated(here(), vm, target):
+        try:
+            pair = dispatch.pair_of(here(), member)
+            assert pair is not None
             made.append(dispatch.request_sync(here(), pair, Trigger.AD_HOC, discard=discard_changes))
-    if not made:
-        raise BadInput(
-            f"the VM {vm} is backed up but not replicated: its group has no recovery target; set groups.<name>.target"
-        )
+        except UnderstudyError as err:
+            wrong.append(err)
+    if wrong and not made:
+        raise wrong[0]
+    for each in wrong:
+        log.error(str(each), vm=vm)
     return made
 
 

@@ -30,7 +30,8 @@ FULL: dict[str, Any] = {
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
-            "networks": {"*": "N"}, "prefix": "p-", "suffix": "-s", "provisioning": "thin",
+            "networks": {"*": "N"}, "prefix": "p-", "suffix": "-s", "provisioning": "thin", "keep_macs": False,
+            "datastores": {"*": "ds1"},
         },
     },
     "groups": {
@@ -42,10 +43,21 @@ FULL: dict[str, Any] = {
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {
-                "web-1": {"name": "n", "datastore": "ds1", "excluded_disks": ["Hard disk 2"], "networks": {"A": "B"}},
+                "web-1": {"name": "n", "datastore": "ds1", "excluded_disks": ["Hard disk 2"], "networks": {"A": "B"},
+                    "existing": "old", "overwrite_existing": True, "disks": {"Hard disk 1": "Hard disk 1"},
+                    "targets": {"dr": {"seed": "[ds1] seed"}}},
+            },
+        },
+        "rest": {
+            "source": "prod", "store": "main", "grace": "10d",
+            "members": {
+                "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
+                "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],
+                "not": {"power": "off"},
             },
         },
     },
+    "grace": "30d",
     "flower": {"user": "operator", "password_env": "F"},
     "tuning": {"threads": 2, "slice_time": "4m", "sample": 0.5},
 }  # fmt: skip

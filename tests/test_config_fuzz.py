@@ -109,7 +109,7 @@ def is_settings_or_sentences(content: str) -> None:
     celery_configuration(conf)
     for group in conf.groups:
         for vm in (None, "web-1", "\x1b"):
-            for aim in policy.targets_of(conf.groups[group]) or (None,):
+            for aim in conf.groups[group].targets or (None,):
                 policy.of_vm(conf, group, vm, aim)
     assert understudy("config", "show").code == 0
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from workers import policy
+from workers.destination import destination, of_member, of_pair
 from workers.errors import ConfigError
 from workers.models import Pair
 from workers.settings import RecoveryTarget, Settings, VmOverride, shape
@@ -78,6 +79,12 @@ OVERRIDE = "groups.web.overrides.web-1"
         pytest.param({}, "name", "web-1_replica", "default", id="the default suffix"),
         pytest.param({"target": {"suffix": "-x"}}, "name", "web-1-x", "targets.dr", id="a suffix"),
         pytest.param({"target": {"prefix": "x-"}}, "name", "x-web-1_replica", "targets.dr", id="a prefix"),
+        pytest.param(
+            {"override": {"name": "y", "targets": {"dr": {"name": "z"}}}},
+            *("name", "z", f"{OVERRIDE}.targets.dr"),
+            id="for one target",
+        ),
+        pytest.param({"override": {"existing": "old", "name": "y"}}, "name", "old", OVERRIDE, id="an existing VM"),
         pytest.param({"override": {"name": "y"}, "target": {"suffix": "-x"}}, "name", "y", OVERRIDE, id="a name"),
     ],
 )
@@ -89,7 +96,7 @@ def test_an_override_is_for_its_vm_alone() -> None:
     settings = configured(override={"datastore": "ds2", "name": "x"})
     for vm in ("web-2", None):
         assert shown(settings, vm)["datastore"] == ("ds1", "targets.dr")
-    assert policy.replica_name(settings, "web", "web-2", "dr") == "web-2_replica"
+    assert of_member(settings, "web", "web-2", "dr").name == "web-2_replica"
     assert "name" not in shown(settings, None)
 
 
@@ -100,18 +107,24 @@ def test_whom_a_group_is_for_is_no_policy() -> None:
 @pytest.mark.parametrize("layers", [{}, {"override": {"datastore": "ds2", "networks": {"A": "C"}}}])
 def test_the_workers_do_what_is_shown(layers: dict[str, Any]) -> None:
     settings = configured(target={"networks": {"*": "N", "A": "B"}, "folder": "f"}, **layers)
-    found = policy.placement(settings, pair())
+    found = of_pair(settings, pair(), ["web"])
     says = shown(settings)
-    assert found.recovery.datastore == says["datastore"][0] == ("ds2" if layers else "ds1")
-    assert found.recovery.networks == {"*": "N", "A": "C" if layers else "B"}
-    assert {f'networks."{k}"' if k == "*" else f"networks.{k}": v for k, v in found.recovery.networks.items()} == {
+    assert found.datastore == says["datastore"][0] == ("ds2" if layers else "ds1")
+    assert found.networks == {"*": "N", "A": "C" if layers else "B"}
+    assert {f'networks."{k}"' if k == "*" else f"networks.{k}": v for k, v in found.networks.items()} == {
         key: value for key, (value, _) in says.items() if key.startswith("networks")
     }
-    assert found.recovery.folder == says["folder"][0] == "f"
+    assert found.folder == says["folder"][0] == "f"
 
 
 #: a value for each key that an override may have, other than any default and than what the target says below
-OTHERS: dict[str, Any] = {"networks": {"A": "other"}, "excluded_disks": ["other"]}
+OTHERS: dict[str, Any] = {
+    "networks": {"A": "other"},
+    "datastores": {"A": "other"},
+    "excluded_disks": ["other"],
+    "provisioning": "eager",
+    "keep_macs": True,
+}
 
 
 @pytest.mark.parametrize("key", sorted(set(shape.keys(VmOverride)) & set(shape.keys(RecoveryTarget))))
@@ -123,26 +136,26 @@ def test_every_key_of_both_is_layered(key: str) -> None:
         settings = configured(override={key: other})
     except ValueError:
         pytest.fail(f"OTHERS has no value for {key}: {fields}")
-    assert getattr(policy.placement(settings, pair()).recovery, key) == other
+    assert getattr(of_pair(settings, pair(), ["web"]), key) == other
     assert any(origin == OVERRIDE for shown_key, (_, origin) in shown(settings).items() if shown_key.startswith(key))
 
 
 def test_a_pair_whose_group_is_gone_has_its_targets_values() -> None:
     settings = configured(override={"datastore": "ds2"})
-    found = policy.placement(settings, pair("db-1"))
-    assert (found.recovery, found.override) == (settings.targets["dr"], VmOverride())
+    found = of_pair(settings, pair("db-1"), [])
+    assert found == destination(settings.targets["dr"], VmOverride(), "dr", "db-1") and found.datastore == "ds1"
 
 
 def test_a_pair_whose_target_is_gone_is_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"target away of web-1 .* add targets\.away again \(configured: dr\)"):
-        policy.placement(configured(), pair(target="away"))
+        of_pair(configured(), pair(target="away"), [])
 
 
 def test_the_first_group_that_covers_it_counts() -> None:
     data = {**BASE, "groups": dict(BASE["groups"])}
     data["groups"]["all"] = data["groups"]["web"] | {"vms": ["*"], "overrides": {"web-1": {"datastore": "second"}}}
     settings = Settings.model_validate(data)
-    assert policy.placement(settings, pair()).recovery.datastore == "ds1"
+    assert of_pair(settings, pair(), ["web", "all"]).datastore == "ds1"
     assert policy.same_store(settings, ["web", "all"]) == {"main": ["web", "all"]}
     assert policy.same_store(settings, ["web"]) == {}
 

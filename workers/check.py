@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from workers import dispatch, membership
+from workers.beginning import find_existing, seed_folder
 from workers.catalogue import Catalogue
+from workers.destination import destination
 from workers.errors import NotFound, UnderstudyError
 from workers.models import Model
 from workers.run import Here
-from workers.settings import RecoveryTarget, Settings, seconds
+from workers.settings import RecoveryTarget, Settings, VmOverride, seconds
 from workers.store import Store
 from workers.vsphere import inventory
 from workers.vsphere.placement import find_place
@@ -27,6 +29,10 @@ class Finding(Model):
     what: str
     result: Literal["ok", "note", "failed"]
     sentence: str
+
+
+#: of an override: what says where a replica goes, or what it begins with
+_PLACES = {"datastore", "datastores", "compute", "pool", "folder", "networks", "existing", "seed"}
 
 
 class _Note(UnderstudyError):
@@ -73,18 +79,25 @@ def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[F
 
 
 def targets(settings: Settings, names: list[str]) -> Iterator[Finding]:
-    """That a VM could be built at each recovery target of these sites."""
+    """That a VM could be built at each recovery target of these sites, and where a VM's override puts it instead."""
     for name, target in settings.targets.items():
         if target.site in names:
-            yield probe(f"target {name}", partial(_target, settings, target))
+            yield probe(f"target {name}", partial(_target, settings, target, VmOverride(), name, "check"))
+    for group in settings.groups.values():
+        for vm, override in group.overrides.items():
+            for name in group.targets:
+                given = override.model_fields_set | override.targets.get(name, VmOverride()).model_fields_set
+                if settings.targets[name].site in names and given & _PLACES:
+                    look = partial(_target, settings, settings.targets[name], override, name, vm)
+                    yield probe(f"overrides {vm} ({name})", look)
 
 
 def groups(here: Here) -> Iterator[Finding]:
     """That each group covers something that the inventory knows."""
-    covered: dict[str, int] = dict.fromkeys(here.settings.groups, 0)
+    covered: dict[str, set[str]] = {name: set() for name in here.settings.groups}
     for member in dispatch.members(here):
-        covered[member.name] += 1
-    for name, count in covered.items():
+        covered[member.name].add(member.vm.identity.instance_uuid)
+    for name, count in ((name, len(vms)) for name, vms in covered.items()):
         rule = membership.sentence(here.settings.groups[name].rule)
         if count:
             yield Finding(what=f"group {name}", result="ok", sentence=f"covers {count} VMs ({rule})")
@@ -116,7 +129,10 @@ def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> s
         raise NotFound(
             f"{path} (sites.{name}.datastores.{datastore}) is not a folder on this machine: mount it; {elsewhere}"
         )
-    written = any((target.site, target.datastore) == (name, datastore) for target in settings.targets.values())
+    written = any(
+        target.site == name and datastore in (target.datastore, *target.datastores.values())
+        for target in settings.targets.values()
+    )
     if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if written else 0)):
         what = "read and written" if written else "read"
         raise NotFound(f"{path} may not be {what} by this user; check the rights and the export's options")
@@ -125,23 +141,32 @@ def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> s
     return str(path) if free is None else f"{path}, {_gib(free)} free"
 
 
-def _target(settings: Settings, target: RecoveryTarget) -> str:
-    site = settings.sites[target.site]
-    if target.datastore not in site.datastores:
-        raise NotFound(
-            f"the datastore {target.datastore} of this recovery target is not among sites.{target.site}.datastores "
-            f"({', '.join(sorted(site.datastores)) or 'none'}); say where its workers have it mounted"
-        )
+def _target(settings: Settings, target: RecoveryTarget, override: VmOverride, name: str, vm: str) -> str:
+    site, place = settings.sites[target.site], destination(target, override, name, vm)
+    used = sorted({place.datastore, *place.datastores.values()})
+    for datastore in used:
+        if datastore not in site.datastores:
+            raise NotFound(
+                f"the datastore {datastore} of this recovery target is not among sites.{target.site}.datastores "
+                f"({', '.join(sorted(site.datastores)) or 'none'}); say where its workers have it mounted"
+            )
     find_place(
         connect(target.site, site),
-        name=f"{target.prefix}check{target.suffix}",
-        datastore=target.datastore,
-        compute=target.compute,
-        pool=target.pool,
-        folder=target.folder,
-        networks=sorted(set(target.networks.values())),
+        name=place.name,
+        datastore=place.datastore,
+        datastores=used,
+        compute=place.compute,
+        pool=place.pool,
+        folder=place.folder,
+        networks=sorted({network for network in place.networks.values() if network}),
     )
-    return f"{target.site}: {target.compute or 'the only cluster'}, datastore {target.datastore}"
+    begins = ""
+    if place.existing is not None:
+        found = find_existing(connect(target.site, site), place.existing, vm)
+        begins = f", begins with the VM {found.identity.name}"
+    if place.seed is not None:
+        begins = f", begins with the disks in {seed_folder(site.datastores, place.seed, vm)}"
+    return f"{target.site}: {place.compute or 'the only cluster'}, datastore {', '.join(used)}{begins}"
 
 
 def intervals(settings: Settings) -> Finding:

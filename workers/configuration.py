@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from workers import policy
 from workers.catalogue import Catalogue, InForce
+from workers.destination import of_member
 from workers.errors import ConfigError, UnderstudyError
 from workers.membership import may_cover
 from workers.settings import Group, Settings, read, seconds, secrets, shape
@@ -50,7 +50,7 @@ def remarks(settings: Settings) -> list[Remark]:
 
 def _unused(settings: Settings) -> Iterator[Remark]:
     groups = settings.groups.values()
-    aims = {aim for group in groups for aim in policy.targets_of(group)}
+    aims = {aim for group in groups for aim in group.targets}
     used = {
         "targets": (aims, "no group has this recovery target: nothing is replicated to it"),
         "stores": ({group.store for group in groups}, "no group has this store: nothing is backed up to it"),
@@ -78,10 +78,10 @@ def _places(settings: Settings) -> Iterator[Remark]:
         yield from _mounted(settings, ("targets", name), target.site, target.datastore)
     for name, group in settings.groups.items():
         for vm in group.overrides:
-            for aim in policy.targets_of(group):
-                place = policy.placement_in(settings, name, vm, aim).recovery
-                if place.datastore != settings.targets[aim].datastore:
-                    yield from _mounted(settings, ("groups", name, "overrides", vm), place.site, place.datastore)
+            for aim in group.targets:
+                target, place = settings.targets[aim], of_member(settings, name, vm, aim)
+                if place.datastore != target.datastore:
+                    yield from _mounted(settings, ("groups", name, "overrides", vm), target.site, place.datastore)
 
 
 def _mounted(settings: Settings, key: Key, site: str, datastore: str) -> Iterator[Remark]:
@@ -98,7 +98,7 @@ def _mounted(settings: Settings, key: Key, site: str, datastore: str) -> Iterato
 def _group(name: str, group: Group) -> Iterator[Remark]:
     key = ("groups", name)
     dotted = shape.dotted(key)
-    if not policy.targets_of(group) and "replicate" in group.model_fields_set:
+    if not group.targets and "replicate" in group.model_fields_set:
         yield Remark(key, f"{dotted}.replicate: the group has no target, so nothing is replicated")
     for vm in group.overrides:
         if not may_cover(group.rule, vm):

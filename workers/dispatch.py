@@ -7,7 +7,8 @@ from datetime import datetime
 
 import structlog
 
-from workers import backup, due, policy, replicate
+from workers import backup, due, replicate
+from workers.destination import of_member
 from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
 from workers.members import Member as Member
 from workers.members import members as members
@@ -58,33 +59,63 @@ def _not_read(here: Here, site: str, err: UnderstudyError) -> None:
 
 def pair_of(here: Here, member: Member) -> Pair | None:
     """The pair of a VM under a group with a recovery target."""
-    if member.group.target is None:
+    if member.target is None:
         return None
     if (sentence := objection(here, member)) is not None:
         raise ConfigError(sentence)
-    target = here.settings.targets[member.group.target]
+    target = here.settings.targets[member.target]
     return here.catalogue.ensure_pair(
         source_site=member.vm.identity.site,
         source=member.vm.identity.instance_uuid,
         vm=member.vm.identity.name,
         store=member.group.store,
-        recovery_target=member.group.target,
+        recovery_target=member.target,
         site=target.site,
-        replica_name=policy.replica_name(here.settings, member.name, member.vm.identity.name, member.group.target),
+        replica_name=_replica_name(here, member, member.target),
     )
+
+
+def _replica_name(here: Here, member: Member, target: str) -> str:
+    vm = member.vm.identity.name
+    return of_member(here.settings, member.name, vm, target).name
 
 
 def objection(here: Here, member: Member) -> str | None:
     """Why this VM cannot be replicated as its groups say, whatever vCenter has."""
-    who, aim = member.vm.identity, member.group.target
-    beside = {name: here.settings.groups[name] for name in member.groups}
-    sharing = [f"{name} ({group.store})" for name, group in beside.items() if group.target == aim]
-    if aim is not None and len({entry.partition(" (")[2] for entry in sharing}) > 1:
+    who, aim = member.vm.identity, member.target
+    if aim is None:
+        return None
+    groups = {name: here.settings.groups[name] for name in member.groups}
+    sharing = [f"{name} ({group.store})" for name, group in groups.items() if aim in group.targets]
+    if len({entry.partition(" (")[2] for entry in sharing}) > 1:
         return (
             f"{who.name} is in several groups with the recovery target {aim} but different stores: "
             f"{', '.join(sharing)}. A replica follows one store: take the VM out of the others, or give them a target "
             "of their own"
         )
+    return _taken_name(here, member, aim)
+
+
+def _taken_name(here: Here, member: Member, aim: str) -> str | None:
+    """Two VMs of one name at one site: which is which nobody could say afterwards."""
+    who, targets = member.vm.identity, here.settings.targets
+    mine = _replica_name(here, member, aim)
+    if targets[aim].site == who.site and mine == who.name:
+        return (
+            f"the replica of {who.name} would have the same name at the same site {who.site}: give the recovery target "
+            f"{aim} a prefix or suffix, or this VM's replica a name (overrides.NAME.name)"
+        )
+    for name in member.groups:
+        group = here.settings.groups[name]
+        for other in group.targets:
+            if other == aim:
+                return None  # the first one in the configuration may have the name
+            also = member._replace(name=name, group=group, target=other)
+            if targets[other].site == targets[aim].site and _replica_name(here, also, other) == mine:
+                return (
+                    f"the recovery targets {other} and {aim} would both have a replica {mine} of {who.name} at the "
+                    f"site {targets[aim].site}: give one of them another prefix or suffix"
+                )
     return None
 
 
@@ -181,10 +212,13 @@ def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
             and member.group.store == store
             and member.group.replicate.after_backup
         ):
-            pair = pair_of(here, member)
-            if pair is not None and pair.paused is None:
-                run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
-                fresh += [run] if created else []
+            try:
+                pair = pair_of(here, member)
+                if pair is not None and pair.paused is None:
+                    run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
+                    fresh += [run] if created else []
+            except UnderstudyError as err:  # one target's trouble must not keep the others waiting
+                log.error(str(err), vm=member.vm.identity.name, group=member.name, target=member.target)
     return fresh
 
 
@@ -212,3 +246,17 @@ def find(here: Here, name: str) -> list[Member]:
         where = ", ".join(f"{m.vm.identity.site} ({m.vm.identity.instance_uuid})" for m in found)
         raise BadInput(f"several VMs are called {name}: {where}; rename one, or name them in different groups")
     return found
+
+
+def replicated(here: Here, name: str, target: str | None = None) -> list[Member]:
+    """The memberships with a recovery target, each target once: all of them, or the one called `target`."""
+    found = {member.target: member for member in reversed(find(here, name)) if member.target is not None}
+    if not found:
+        raise BadInput(
+            f"the VM {name} is backed up but not replicated: its group has no recovery target; set groups.<name>.target"
+        )
+    if target is None:
+        return list(reversed(found.values()))
+    if target not in found:
+        raise BadInput(f"the VM {name} has no recovery target {target!r}; it has {', '.join(sorted(map(str, found)))}")
+    return [found[target]]

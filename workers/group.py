@@ -48,7 +48,8 @@ class Shown(Model):
     rule: str
     source: str | None
     store: str | None
-    target: str | None
+    #: recovery targets
+    targets: tuple[str, ...]
     #: when the inventory that this goes by was recorded
     read: datetime | None
     members: tuple[Inside, ...]
@@ -134,7 +135,7 @@ def _shown(roll: Roll, name: str, now: datetime) -> Shown:
         rule=membership.sentence(group.rule) if group is not None else "",
         source=group.source if group is not None else None,
         store=group.store if group is not None else None,
-        target=group.target if group is not None else None,
+        targets=group.targets if group is not None else (),
         read=known.complete if known is not None else None,
         members=tuple(_inside(roll, name)),
         held=tuple(_leaving(roll, outcome.held)) if outcome is not None else (),

@@ -23,6 +23,8 @@ class Member(NamedTuple):
     name: str
     group: Group
     vm: KnownVm
+    #: one of the group's recovery targets: a VM may have several of these. None in a group that only backs up
+    target: str | None = None
     #: the names of all groups that the VM is in
     groups: tuple[str, ...] = ()
 
@@ -45,7 +47,8 @@ class Roll:
             if row.left is None:
                 self.recorded.setdefault(row.group, []).append(row)
         #: what can be in no group, and why: by site and instance UUID
-        self.absent = self._absent({pair.replica for pair in here.catalogue.pairs() if pair.replica is not None})
+        replicas = {pair.replica for pair in here.catalogue.pairs() if pair.replica is not None}
+        self.absent = self._absent(replicas | here.catalogue.replicas_being_built())
         self.outcomes: dict[str, Outcome] = {
             name: self._outcome(name, group, name in agreed) for name, group in here.settings.groups.items()
         }
@@ -95,7 +98,12 @@ class Roll:
             site, uuid = vm.identity.site, vm.identity.instance_uuid
             if (site, uuid) not in self.absent:
                 names = tuple(name for name in self.groups_of(uuid) if self.settings.groups[name].source == site)
-                found += [Member(name, self.settings.groups[name], vm, names) for name in names]
+                groups = {name: self.settings.groups[name] for name in names}
+                found += [
+                    Member(name, group, vm, target, names)
+                    for name, group in groups.items()
+                    for target in group.targets or (None,)
+                ]
         return found
 
     def asked(self, site: str) -> datetime | None:

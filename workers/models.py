@@ -36,6 +36,10 @@ class Controller(Model):
     bus: int
 
 
+#: how a new disk takes its space: as on the source; when written; at once; at once and zeroed
+Provisioning = Literal["original", "thin", "thick", "eager"]
+
+
 class Disk(Model):
     """A virtual disk as configured. `id` is backing.uuid where vCenter gives one, else `key-<device key>`."""
 
@@ -48,6 +52,8 @@ class Disk(Model):
     #: vSphere's diskMode: persistent, independent_persistent, ...
     mode: str = "persistent"
     thin: bool = True
+    #: thick, and zeroed when it was made
+    eager: bool = False
     #: "[datastore] folder/file.vmdk" of the disk described (live, or frozen in a snapshot)
     file: str
     #: backing.contentId: same id and not being written = same data (vSphere API, FlatVer2 backing)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from workers.extents import Extents
 
@@ -41,6 +41,14 @@ class Reader(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Digested(Protocol):
+    """A `Reader` that knows digests of its content, so that what equals it need not be read to be known as equal."""
+
+    def undecided(self, held: Sequence[Piece]) -> list[tuple[int, int]]:
+        """Of `held`, what another disk has at the same offsets, the parts that no digest proves to be the same."""
 
 
 class Writer(Protocol):

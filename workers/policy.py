@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from workers.errors import ConfigError
-from workers.models import Model, Pair
-from workers.settings import Group, RecoveryTarget, Settings, VmOverride, shape
+from workers.models import Model
+from workers.settings import RecoveryTarget, Settings, VmOverride, shape
 from workers.settings.values import masked
 
 #: the table of a value that nobody wrote
 DEFAULT: tuple[str, ...] = ()
 
 #: keys of a group that say whom its policy is for, and are no policy themselves
-WHOM = frozenset({"vms", "members", "overrides"})
+WHOM = frozenset({"vms", "members", "overrides", "targets"})
 
 
 class Setting(NamedTuple):
@@ -41,49 +40,6 @@ class Layer(NamedTuple):
     model: Model
 
 
-class Placement(NamedTuple):
-    """Where a pair's replica goes: the recovery target with what is different for this VM, and the override itself."""
-
-    recovery: RecoveryTarget
-    override: VmOverride
-
-
-def placement(settings: Settings, pair: Pair, groups: Iterable[str]) -> Placement:
-    """Of a pair, which may be older than the configuration, whose source is or was in `groups`.
-
-    Raises `ConfigError` when its target is gone.
-    """
-    aim = pair.recovery_target
-    if aim not in settings.targets:
-        raise ConfigError(
-            f"the recovery target {aim} of {pair.vm} is not configured any more; "
-            f"add targets.{aim} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
-        )
-    covering = [name for name in groups if name in settings.groups and aim in targets_of(settings.groups[name])]
-    return placement_in(settings, covering[0] if covering else None, pair.vm, aim)
-
-
-def placement_in(settings: Settings, group: str | None, vm: str, target: str) -> Placement:
-    """Of a VM under a group's policy; without a group (it has left) only the target's own values are left."""
-    override = settings.groups[group].overrides.get(vm) if group is not None else None
-    if override is None:
-        return Placement(settings.targets[target], VmOverride())
-    chosen = resolved(layers(settings, group, vm, target))
-    fields = {name: field.alias or name for name, field in RecoveryTarget.model_fields.items()}
-    changed = {name: chosen[key][0] for name, key in fields.items() if key in shape.keys(type(override))}
-    return Placement(settings.targets[target].model_copy(update=changed), override)
-
-
-def replica_name(settings: Settings, group: str, vm: str, target: str) -> str:
-    return _replica_name(settings, group, vm, target)[0]
-
-
-def targets_of(group: Group) -> tuple[str, ...]:
-    """The recovery targets of a group's VMs; none = they are backed up only."""
-    named: Any = group.target
-    return (named,) if isinstance(named, str) else tuple(named or ())
-
-
 def of_vm(settings: Settings, group: str, vm: str | None, target: str | None) -> list[Setting]:
     """The whole policy of a VM in a group towards a target; of the group itself without a VM."""
     found: list[Setting] = []
@@ -93,7 +49,7 @@ def of_vm(settings: Settings, group: str, vm: str | None, target: str | None) ->
         if key not in WHOM and key != "name":
             found += _settings(key, value, origins)
     if vm is not None and target is not None:
-        found.append(Setting("name", *_replica_name(settings, group, vm, target)))
+        found.append(Setting("name", *replica_name(layers(settings, group, vm, target), vm)))
     return found
 
 
@@ -108,11 +64,24 @@ def layers(settings: Settings, group: str | None, vm: str | None, target: str | 
     if group is not None:
         overrides = settings.groups[group].overrides
         if vm is not None and vm in overrides:
-            found.append(Layer(("groups", group, "overrides", vm), overrides[vm]))
+            found += override_layers(overrides[vm], target, ("groups", group, "overrides", vm))
         found.append(Layer(("groups", group), settings.groups[group]))
     if target is not None:
         found.append(Layer(("targets", target), settings.targets[target]))
     return found
+
+
+def override_layers(override: VmOverride, target: str | None, table: tuple[str, ...] = ()) -> list[Layer]:
+    """What is different for one VM, for this recovery target alone first.
+
+    What that says of the beginning (an existing VM, a seed) replaces what the override says of it.
+    """
+    alone = override.targets.get(target) if target is not None else None
+    if alone is None:
+        return [Layer(table, override)]
+    replaced = {"existing": None} if alone.seed is not None else {"seed": None} if alone.existing is not None else {}
+    assert target is not None
+    return [Layer((*table, "targets", target), alone), Layer(table, override.model_copy(update=replaced))]
 
 
 #: a value, and whence: of a mapping each entry has its own origin, of anything else there is one, under ""
@@ -155,13 +124,16 @@ def _says(model: Model, key: str) -> bool:
     return _field(model, key) in model.model_fields_set and _value(model, key) is not None
 
 
-def _replica_name(settings: Settings, group: str, vm: str, target: str) -> tuple[str, tuple[str, ...]]:
-    for layer in layers(settings, group, vm, None):
-        if isinstance(layer.model, VmOverride) and layer.model.name is not None:
-            return layer.model.name, layer.table
-    aim = settings.targets[target]
-    written = aim.model_fields_set & {"prefix", "suffix"}
-    return f"{aim.prefix}{vm}{aim.suffix}", ("targets", target) if written else DEFAULT
+def replica_name(found: Sequence[Layer], vm: str) -> tuple[str, tuple[str, ...]]:
+    """What the replica is called, and whence. A VM that becomes one keeps its name (given as a UUID at first)."""
+    chosen = resolved(found)
+    for key in ("existing", "name"):
+        if key in chosen and chosen[key][0] is not None:
+            return chosen[key][0], chosen[key][1][""]
+    aim = next(layer for layer in found if isinstance(layer.model, RecoveryTarget))
+    assert isinstance(aim.model, RecoveryTarget)
+    written = aim.model.model_fields_set & {"prefix", "suffix"}
+    return f"{aim.model.prefix}{vm}{aim.model.suffix}", aim.table if written else DEFAULT
 
 
 def _settings(key: str, value: Any, origins: dict[str, tuple[str, ...]]) -> Iterator[Setting]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers import plan, policy
+from workers import plan
+from workers.beginning import Beginning, find_existing, of_existing, of_seed
+from workers.destination import of_pair
 from workers.disks.file import Descriptor, datastore_file
 from workers.errors import Foreign, NotFound
 from workers.extents import Extents
@@ -26,13 +28,14 @@ class Replica:
     def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
         self.here = here
         self.pair = pair
-        groups = last_groups_of(here, pair.source)
-        self.recovery, self.override = policy.placement(here.settings, pair, groups)
+        self.place = of_pair(here.settings, pair, last_groups_of(here, pair.source))
         self.site = here.settings.site(pair.site)
         self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)
         self.points = self._up_to(self.store.points(pair.source), goal)
         self.goal = self.points[-1] if self.points else None
+        #: of a replica that is not there yet, and is not built from nothing
+        self.beginning: Beginning | None = None
         self.state: VmState | None = self._find()
         self.cursor = self._read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
@@ -50,6 +53,10 @@ class Replica:
             cids = self._cids() if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
         self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+        if self.state is None and self.beginning is None and self.place.seed is not None and self.goal is not None:
+            self.beginning = of_seed(self.session, self.site.datastores, pair, self.place, self.goal)
+        if self.beginning is not None:
+            self.decision = plan.Decision("compare", self.beginning.reason)
 
     def _cids(self) -> dict[str, str]:
         """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
@@ -72,6 +79,13 @@ class Replica:
             if found is not None:
                 return inventory.vm_state(self.session, found.identity.moref)
             self._note(f"the replica {self.pair.replica_name} is gone from its vCenter; it is built again")
+        if self.place.existing is not None:
+            there = find_existing(self.session, self.place.existing, self.pair.vm)
+            if self._read_cursor(there) is not None:
+                return there  # taken over by a run that stopped before it could say so, or somebody else's
+            if self.goal is not None:
+                self.beginning = of_existing(self.here, self.pair, self.place, there, self.goal)
+            return None
         try:
             named = inventory.find_vm(self.session, self.pair.replica_name)
         except NotFound:
@@ -102,21 +116,28 @@ class Replica:
         nothing = self.decision.mode == "nothing"
         changes = () if nothing or self.goal is None else self._hardware()
         extents = {} if nothing else self._extents(changes)
-        return plan.sync_plan(
-            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
+        made = plan.sync_plan(
+            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.place.excluded_disks
         )
+        builds = self.beginning is not None and self.beginning.vm is None
+        return made.model_copy(update={"build_replica": made.build_replica or builds})
+
+    def same_vcenter(self) -> bool:
+        return self.goal is not None and self.goal.vm.vcenter == self.session.vcenter
 
     def _hardware(self) -> tuple[HardwareChange, ...]:
         """What must change on the replica; nothing when it is still to be built, with all its disks."""
         assert self.goal is not None
-        if self.state is None:
+        if self.state is None and (self.beginning is None or self.beginning.vm is None):
             return ()
         held = {key: disk.capacity for key, disk in self._disks().items()}
-        return plan.hardware(self.goal, held, self.override.excluded_disks)
+        return plan.hardware(self.goal, held, self.place.excluded_disks)
 
     def _disks(self) -> dict[str, Disk]:
         """Source disk id -> the replica's disk that carries it."""
-        return disk_map(self.state) if self.state is not None else {}
+        if self.state is not None:
+            return disk_map(self.state)
+        return self.beginning.copies if self.beginning is not None else {}
 
     def _extents(self, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
         """What each disk needs: the difference between the goal and every state that its blocks may be in."""
@@ -126,7 +147,7 @@ class Replica:
         if self.cursor is not None:
             fresh |= set(self.cursor.fresh)
         result = {}
-        for part in plan.protected(self.goal, self.override.excluded_disks):
+        for part in plan.protected(self.goal, self.place.excluded_disks):
             if self.decision.mode == "compare":
                 result[part.disk.id] = Extents.whole(part.disk.capacity)
                 continue

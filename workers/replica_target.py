@@ -6,31 +6,26 @@ import base64
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from uuid import uuid4
 
 from workers import faults, plan
+from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
-from workers.errors import Refused, Touched, Transient
+from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, RunReport, Slice
 from workers.point import Reader
-from workers.replica import CURSOR
-from workers.replica_held import HeldReplica, nonce
+from workers.replica_held import nonce
+from workers.replica_new import COMPARE_WORDS, NewReplica
 from workers.transfer import copy
 from workers.vsphere import inventory, replica, snapshots
-from workers.vsphere.building import ReplicaSpec
 
 #: disk work between two checkpoints: a worker that dies repeats at most this much
 SLICE = 1 << 30
 
 
-#: of the reason to compare that the cursor keeps: the cursor has 4 KiB, and a reason may quote names of snapshots
-COMPARE_WORDS = 300
-
-
-class ReplicaTarget(HeldReplica):
+class ReplicaTarget(NewReplica):
     """Brings the replica up to `goal` for one claimed run. Every step may be entered again after a crash."""
 
     def nothing_new(self) -> str | None:
@@ -71,14 +66,16 @@ class ReplicaTarget(HeldReplica):
         self.store.pin(self.pair.source, self.goal.id, self._holder())
         faults.at("pin.after")
         if self.state is None:
-            self._build()
+            self._create()
         else:
             self._begin()
         assert self.state is not None
         if self.pair.replica != self.state.identity.instance_uuid:
             if self.pair.replica is not None:  # it is gone, see _find: given up for the one that was built instead
                 self.here.catalogue.set_replica(self.pair.id, None)
-            self.pair = self.here.catalogue.set_replica(self.pair.id, self.state.identity.instance_uuid)
+            self.pair = self.here.catalogue.set_replica(
+                self.pair.id, self.state.identity.instance_uuid, self.state.identity.name
+            )
         with self._locked():
             self._unseal()
             self._own(changes)
@@ -113,70 +110,29 @@ class ReplicaTarget(HeldReplica):
 
     def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
         worded = plan.sync_plan(
-            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
+            self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.place.excluded_disks
         )
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
         assert self.goal is not None
         named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
-        for excluded in self.override.excluded_disks:
+        for excluded in self.place.excluded_disks:
             if excluded not in named:
                 self._note(
                     f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
                 )
-        for difference in self._other_hardware():
-            self._note(difference)
+        vm = self.state or (self.beginning.vm if self.beginning is not None else None)
+        if vm is not None:
+            for difference in differences(self.place, self.goal.config, vm.config, self._disks()):
+                self._note(difference)
+        if self.state is not None and self.place.existing not in (None, *self._names()):
+            self._note(f"existing = {self.place.existing!r} is not looked at: {self.pair.replica_name} is the replica")
         for change in worded.hardware:
             self._note(f"hardware: {change.kind} {change.label or change.disk} ({change.capacity} bytes)")
 
-    def _other_hardware(self) -> Iterator[str]:
-        """What a sync does not carry over to a replica that is there, said each time."""
-        if self.state is None or self.goal is None:
-            return
-        there, here = self.goal.config, self.state.config
-        for what, wanted, has in (
-            ("CPUs", there.cpus, here.cpus),
-            ("MiB of memory", there.memory_mib, here.memory_mib),
-            ("network cards", len(there.nics), len(here.nics)),
-        ):
-            if wanted != has:
-                yield (
-                    f"the source has {wanted} {what}, the replica {has}: a sync changes disks only. Change it on the "
-                    "replica in vCenter, or remove the replica to have it built anew"
-                )
-
-    def _build(self) -> None:
-        """The first run makes the VM, its cursor in the same call: there is no moment at which it is nobody's."""
-        assert self.goal is not None
-        uuid = self.live.recall("replica") or str(uuid4())
-        self.live.remember(replica=uuid)
-        cursor = self._cursor(state="applying", base=None, targets=(self.goal.id,), vm=uuid, disks="", content="")
-        spec = ReplicaSpec(
-            name=self.pair.replica_name,
-            instance_uuid=uuid,
-            mark=f"{self.here.catalogue.realm}/{self.pair.id}",
-            bios_uuid=self.goal.vm.bios_uuid,
-            annotation=f"Replica of {self.pair.vm}, kept by Understudy: leave it off",
-            config=self.goal.config,
-            datastore=self.recovery.datastore,
-            compute=self.recovery.compute,
-            pool=self.recovery.pool,
-            folder=self.recovery.folder,
-            networks=self.recovery.networks,
-            provisioning=self.recovery.provisioning,
-            excluded_disks=self.override.excluded_disks,
-            notes={CURSOR: cursor.model_dump_json(exclude_defaults=True)},
-        )
-        faults.at("create.before")
-        built = replica.create(self.session, spec, wait=self._patience())
-        faults.at("create.after")
-        self.live.note(*built.notes)
-        self._reread(built.moref)
+    def _names(self) -> tuple[str, str]:
         assert self.state is not None
-        self.evidence = replica.content_evidence(self.state)
-        self.cursor = self._read_cursor(self.state)
-        if self.cursor != cursor:
-            raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
+        return self.state.identity.name, self.state.identity.instance_uuid
 
     def _begin(self) -> None:
         """The cursor says `applying` before anything else changes; the set of targets only grows."""
@@ -248,7 +204,14 @@ class ReplicaTarget(HeldReplica):
                 changes,
                 self.goal.config,
                 self.state.change_version,
-                provisioning=self.recovery.provisioning,
+                made=self._new_disks(
+                    [
+                        d
+                        for d in self.goal.config.disks
+                        if any(c.kind == "add disk" and c.disk == d.id for c in changes)
+                    ],
+                    home=datastore_of(self.state.vmx),
+                ),
                 wait=self._patience(),
             )
             self._reread()
@@ -299,7 +262,7 @@ class ReplicaTarget(HeldReplica):
             self.live.check()
             self._prove_unchanged()
             faults.at("slice.checked")
-            with closing(FileWriter(path)) as destination:
+            with closing(FileWriter(path, holes=disk.thin)) as destination:
                 copied = copy(
                     source,
                     destination,

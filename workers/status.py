@@ -157,7 +157,7 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
     remarks: dict[tuple[str, str, str | None], str] = {}
     for member in known.roll.members():
-        key = (member.vm.identity.instance_uuid, member.group.store, member.group.target)
+        key = (member.vm.identity.instance_uuid, member.group.store, member.target)
         remarks[key] = dispatch.objection(here, member) or ""
         keys.setdefault(key, []).append(member.name)
     for pair_key in known.pairs:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workers.extents import GRANULE, Extents
-from workers.point import BATCH, Piece, Reader, Writer
+from workers.point import BATCH, Digested, Piece, Reader, Writer
 
 
 class Copied(NamedTuple):
@@ -82,8 +82,7 @@ def copy(
     def run() -> None:
         try:
             for batch in work:
-                pieces = src.read(batch)
-                changed = pieces if against is None else differing(pieces, against.read(batch))
+                changed = src.read(batch) if against is None else _changed(src, against, batch)
                 dst.write(changed)
                 work.count(sum(n for _, n in batch), sum(p.length for p in changed))
         except BaseException:
@@ -100,6 +99,31 @@ def copy(
         for future in futures:
             future.result()
     return Copied(extents.end if work.next is None else work.next, work.read, work.written)
+
+
+def _changed(src: Reader, against: Reader, batch: list[tuple[int, int]]) -> list[Piece]:
+    """What differs. Where digests prove that it does not, `src` is not read: it may be far away."""
+    held = against.read(batch)
+    if isinstance(src, Digested):
+        batch = src.undecided(held)
+        held = list(_within(held, batch))
+    return differing(src.read(batch), held) if batch else []
+
+
+def _within(pieces: Sequence[Piece], ranges: Sequence[tuple[int, int]]) -> Iterator[Piece]:
+    """The parts of `pieces` in `ranges`, both in one order."""
+    waiting = iter(pieces)
+    rest = next(waiting, None)
+    for start, length in ranges:
+        end = start + length
+        while start < end:
+            while rest is not None and not rest.offset <= start < rest.offset + rest.length:
+                rest = next(waiting, None)
+            if rest is None:
+                raise ValueError(f"offset {start} is in none of the pieces")
+            part = _head(_tail(rest, start - rest.offset), min(end, rest.offset + rest.length) - start)
+            yield part
+            start += part.length
 
 
 def differing(new: Sequence[Piece], old: Sequence[Piece]) -> list[Piece]:

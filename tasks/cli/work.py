@@ -29,6 +29,9 @@ def sync(
         bool,
         typer.Option("--discard-changes", help="Drop what others changed on the replicas; compare every block."),
     ] = False,
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="TARGET", help="Only the replica at this recovery target.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Bring the VMs' replicas up to their newest restore points now, or join the syncs that are running.
@@ -38,6 +41,6 @@ def sync(
     from tasks import ask
 
     if plan:
-        ask.plan(vms, discard_changes=discard_changes, as_json=json)
+        ask.plan(vms, discard_changes=discard_changes, target=target, as_json=json)
     else:
-        ask.sync(vms, wait=wait, discard_changes=discard_changes, as_json=json)
+        ask.sync(vms, wait=wait, discard_changes=discard_changes, target=target, as_json=json)

@@ -138,6 +138,7 @@ WRONG = {
     "nothing": ({"vm": None}, "a VM's name is needed, not None"),
     "an unknown argument": ({"vm": "web-01", "discard": True}, "discard"),
     "a word for a truth": ({"vm": "web-01", "discard_changes": "false"}, "discard_changes"),
+    "a target that it has not": ({"vm": "web-01", "target": "nowhere"}, "target"),
     "a number for a truth": ({"vm": "web-01", "discard_changes": 1}, "discard_changes"),
 }
 

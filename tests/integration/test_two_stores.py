@@ -98,7 +98,11 @@ def test_two_targets_with_the_same_replica_name_say_whose_it_is(world: World) ->
     world.backup("name")
     world.sync("name")
     here = with_groups(world, one={"store": "main", "target": "recovery"}, two={"store": "main", "target": "other"})
-    second = next(m for m in dispatch.find(here, "name") if m.group.target == "other")
+    with pytest.raises(ConfigError, match="recovery and other would both have a replica name_replica"):
+        dispatch.pair_of(here, next(m for m in dispatch.find(here, "name") if m.target == "other"))
+    # The replica may stay when its target goes from the configuration.
+    here = with_groups(world, two={"store": "main", "target": "other"})
+    (second,) = dispatch.find(here, "name")
     pair = dispatch.pair_of(here, second)
     assert pair is not None
     run, _ = dispatch.request_sync(here, pair, Trigger.AD_HOC)

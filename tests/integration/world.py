@@ -123,7 +123,7 @@ class World:
         lines += [
             '[stores.main]\npath = "store"',
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
-            '[groups.all]\nsource = "prod"\nstore = "main"\ntarget = "recovery"',
+            f'[groups.all]\nsource = "prod"\nstore = "main"\ntarget = {json.dumps(changes.get("target", "recovery"))}',
             changes.get("who") or f"vms = {json.dumps(changes.get('vms', ['*']))}",
             f"keep = {changes.get('keep', '{ last = 50 }')}",
             *changes.get("group", ()),

@@ -10,6 +10,7 @@ from tests.vsphere.conftest import MIB, Simulator, config, site_of
 from workers.errors import BadInput, NotFound, Refused, Transient, VcenterUnreachable
 from workers.vsphere import inventory, power, replica, snapshots
 from workers.vsphere import session as module
+from workers.vsphere.building import NewDisk
 from workers.vsphere.placement import find_place
 from workers.vsphere.session import Session
 
@@ -205,7 +206,7 @@ def test_where_a_replica_cannot_go(session: Session, make_vm: Any) -> None:
         ({"folder": "Nowhere"}, "no folder 'Nowhere'"),
         ({"pool": "nothing"}, "no resource pool 'nothing'"),
         ({"networks": {"*": "Moon"}}, "does not have the network Moon"),
-        ({"config": config(4 * MIB, networks=("Mars",))}, "does not have the network Mars"),
+        ({"new_disks": {config(4 * MIB).disks[0].id: NewDisk(datastore="ds8")}}, "has no datastore 'ds8'"),
     ):
         with pytest.raises(NotFound, match=sentence):
             make_vm("placed", **how)

@@ -113,6 +113,7 @@ class Catalogue(Database):
     ensure_pair = _pairs.ensure_pair
     pair = _pairs.pair
     pairs = _pairs.pairs
+    replicas_being_built = _pairs.replicas_being_built
     set_replica = _pairs.set_replica
     pause = _pairs.pause
     set_failover = _pairs.set_failover

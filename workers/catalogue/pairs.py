@@ -66,8 +66,17 @@ def pairs(db: Database, vm: str | None = None) -> list[Pair]:
         return [rows.read(row, Pair) for row in conn.execute(query)]
 
 
-def set_replica(db: Database, pair_id: str, instance_uuid: str | None) -> Pair:
-    """The replica was built (or is gone). Raises `Refused` when the pair has another one."""
+def replicas_being_built(db: Database) -> set[str]:
+    """Instance UUIDs that runs chose for replicas which their pairs do not know yet: such a VM may be there already."""
+    R = schema.runs.c
+    chosen = R.memory["replica"].as_string()
+    of_pair = (R.target == "pair:" + P.id) & P.replica.is_(None)
+    with db.read() as conn:
+        return set(conn.scalars(sa.select(chosen).distinct().where(of_pair & chosen.is_not(None))))
+
+
+def set_replica(db: Database, pair_id: str, instance_uuid: str | None, name: str | None = None) -> Pair:
+    """The replica was built, and is called `name` (or is gone). Raises `Refused` when the pair has another one."""
     with db.write() as conn:
         known = _get(conn, pair_id, lock=True)
         if None not in (known.replica, instance_uuid) and known.replica != instance_uuid:
@@ -75,7 +84,8 @@ def set_replica(db: Database, pair_id: str, instance_uuid: str | None) -> Pair:
                 f"the pair {known.vm} -> {known.recovery_target} has the replica {known.replica} already; "
                 f"{instance_uuid} cannot become its replica before that one is given up"
             )
-        return _change(conn, known, {"replica": instance_uuid})
+        named = {"replica_name": name} if name is not None else {}
+        return _change(conn, known, {"replica": instance_uuid, **named})
 
 
 def pause(db: Database, pair_id: str, reason: str | None) -> Pair:

@@ -169,8 +169,10 @@ class FileReader:
 class FileWriter(FileReader):
     """A flat disk that may be written: it has no parent, nothing stands on it, no host has it open."""
 
-    def __init__(self, descriptor: Path) -> None:
+    def __init__(self, descriptor: Path, *, holes: bool = True) -> None:
+        """`holes`: zeroes may give their space back. A thick disk would lose what it was given at its making."""
         check_unowned(descriptor)
+        self._holes = holes
         found = Descriptor(descriptor)
         children = found.children()
         if children:
@@ -240,9 +242,9 @@ class FileWriter(FileReader):
             rest, offset = rest[done:], offset + done
 
     def _zero(self, offset: int, length: int) -> None:
-        if _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
+        if self._holes and _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
             return
-        if ctypes.get_errno() not in (errno.EOPNOTSUPP, errno.ENOSYS):
+        if self._holes and ctypes.get_errno() not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self.path))
         zeroes = bytes(min(length, 1 << 20))
         while length:

@@ -10,7 +10,7 @@ import os
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
-from workers.settings.policy import Group, Keep, ReplicateWhen, Schedule, VmOverride
+from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
 from workers.settings.values import seconds, size
@@ -23,6 +23,7 @@ __all__ = [
     "Keep",
     "Loaded",
     "RecoveryTarget",
+    "ReplicaOverride",
     "ReplicateWhen",
     "Rule",
     "Schedule",

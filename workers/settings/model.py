@@ -160,8 +160,12 @@ class Settings(Model):
         for name, group in self.groups.items():
             yield from _known(("groups", name, "source"), group.source, self.sites)
             yield from _known(("groups", name, "store"), group.store, self.stores)
-            if group.target is not None:
-                yield from _known(("groups", name, "target"), group.target, self.targets)
+            for aim in group.targets:
+                yield from _known(("groups", name, "target"), aim, self.targets)
+            for vm, override in group.overrides.items():
+                for aim in override.targets:
+                    key = ("groups", name, "overrides", vm, "targets")
+                    yield from _known(key, aim, dict.fromkeys(group.targets))
         for name, target in self.targets.items():
             yield from _known(("targets", name, "site"), target.site, self.sites)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
 
-from workers.models import Model
+from workers.models import Model, Provisioning
 from workers.settings import secrets
 from workers.settings.values import Size, one_of
 
@@ -64,22 +64,26 @@ class RecoveryTarget(Model):
 
     #: the site whose vCenter gets the replicas
     site: str
-    #: one of that site's datastores
+    #: of the VM's own files, and of each disk for which `datastores` has no other; one of that site's
     datastore: str
+    #: source datastore -> datastore here, per disk; "*" is the default for all others
+    datastores: dict[str, str] = Field(default_factory=dict)
     #: compute: a host's or a cluster's name; empty = the only cluster of the site
     compute: str = ""
-    #: a resource pool, as a path with /; empty = the top
+    #: a resource pool, as a path with /; it must be there, empty = the top
     pool: str = ""
     #: a VM folder, as a path with /; empty = the top
     folder: str = ""
-    #: source network -> network at the recovery site; "*" is the default for all others
+    #: source network -> network here; "*" is the default for all others, "" = the card is built disconnected
     networks: dict[str, str] = Field(default_factory=dict)
     #: in front of the source's name
     prefix: str = ""
     #: behind the source's name
     suffix: str = "_replica"
     #: of the replicas' disks
-    provisioning: Literal["thin", "thick"] = "thin"
+    provisioning: Provisioning = "thin"
+    #: whether network cards keep their addresses; without it, at another vCenter they do, within one they get new ones
+    keep_macs: bool | None = None
 
 
 class Flower(Model):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from workers.models import Model
+from workers.models import Model, Provisioning
 from workers.settings.rules import Rule
 from workers.settings.values import Cron, Interval, Zone, one_of
 
@@ -72,17 +72,50 @@ class Keep(Model):
         return self
 
 
-class VmOverride(Model):
-    """What is different for one VM of a group."""
+class ReplicaOverride(Model):
+    """What is different for one VM's replica. What is not given is as the recovery target says."""
 
     #: of its replica
     name: str | None = None
     #: instead of the recovery target's
     datastore: str | None = None
+    #: source datastore -> datastore there, joined with the recovery target's
+    datastores: dict[str, str] = Field(default_factory=dict)
+    #: a host's or a cluster's name, instead of the recovery target's
+    compute: str | None = None
+    #: a resource pool, instead of the recovery target's
+    pool: str | None = None
+    #: a VM folder, instead of the recovery target's
+    folder: str | None = None
     #: labels or ids of disks that are not replicated
     excluded_disks: tuple[str, ...] = ()
     #: source network -> network at the recovery site, before the recovery target's
     networks: dict[str, str] = Field(default_factory=dict)
+    #: instead of the recovery target's
+    provisioning: Provisioning | None = None
+    #: instead of the recovery target's
+    keep_macs: bool | None = None
+    #: a VM that is there (name or instance UUID) becomes the replica: every block is compared, its content is lost
+    existing: str | None = None
+    #: that `existing` loses its content is meant so
+    overwrite_existing: bool = False
+    #: the replica is built around disks that somebody copied there: "[datastore] folder"
+    seed: str | None = None
+    #: for `existing` and `seed`: a source disk (label or id) -> that VM's disk (label or id), or the seed's file
+    disks: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> ReplicaOverride:
+        if self.existing is not None and self.seed is not None:
+            raise ValueError("either 'existing' (a VM) or 'seed' (a folder of disks), not both")
+        return self
+
+
+class VmOverride(ReplicaOverride):
+    """What is different for one VM of a group."""
+
+    #: recovery target -> what is different there alone, where the group has several
+    targets: dict[str, ReplicaOverride] = Field(default_factory=dict)
 
 
 class Group(Model):
@@ -98,8 +131,8 @@ class Group(Model):
     grace: Interval | None = None
     #: where their restore points go
     store: str
-    #: recovery target; without one the VMs are backed up only
-    target: str | None = None
+    #: recovery target, or several; without one the VMs are backed up only
+    target: str | tuple[str, ...] | None = None
     #: have VMware Tools bring the guest to rest; a guest that cannot be gives a crash-consistent point and a note
     quiesce: bool = True
     #: when backups are due; without it they are made on request only
@@ -118,6 +151,14 @@ class Group(Model):
             raise ValueError(f"keep_last is written keep = {{ last = {data['keep_last']} }} now")
         return data
 
+    @field_validator("target", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        several = value if isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(name, str) for name in several):
+            raise ValueError("a recovery target's name, or a list of them")
+        return tuple(value) if isinstance(value, list) else value
+
     @model_validator(mode="after")
     def _one_rule(self) -> Group:
         if (self.vms is None) == (self.members is None):
@@ -128,3 +169,10 @@ class Group(Model):
     def rule(self) -> Rule:
         # An empty `vms` is allowed and names nobody, which a rule cannot say: so it is not validated again.
         return self.members if self.members is not None else Rule.model_construct({"name"}, name=self.vms or ())
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The recovery targets, however they are written."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else tuple(dict.fromkeys(self.target))

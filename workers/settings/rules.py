@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from workers.models import Model
 
@@ -24,8 +24,9 @@ def _paths(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 #: one pattern or a list of them, any of which will do; * stands for any text, ? for one character
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_filled)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_paths)]
+_SCHEMA = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]})
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_filled), _SCHEMA]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_paths), _SCHEMA]
 
 
 class Rule(Model):
@@ -45,9 +46,13 @@ class Rule(Model):
     cluster: Patterns | None = None
     #: a suspended VM is off
     power: Literal["on", "off"] | None = None
+    #: whether it is a template
     template: bool | None = None
+    #: rules of which at least one must hold
     any: tuple[Rule, ...] | None = Field(default=None, min_length=1)
+    #: rules that must all hold
     all: tuple[Rule, ...] | None = Field(default=None, min_length=1)
+    #: a rule that must not hold
     not_: Rule | None = Field(default=None, alias="not")
 
     @model_validator(mode="after")

@@ -75,6 +75,37 @@ class DiskReader:
             pieces += map(Piece, rows.offsets.tolist(), rows.lengths.tolist(), data)
         return pieces
 
+    def undecided(self, held: Sequence[Piece]) -> list[tuple[int, int]]:
+        """Implements `workers.point.Digested`. Only packs' trailers are read; what shares a blob is left undecided."""
+        left: list[tuple[int, int]] = []
+        for piece in held:
+            begun = len(left)
+            for segment, ranges in _by_segment([(piece.offset, piece.length)], self.size):
+                rows = self._rows(segment, ranges)
+                found = zip(
+                    *(part.tolist() for part in (rows.offsets, rows.lengths, rows.blob, rows.inside)), strict=True
+                )
+                for offset, length, blob, inside in found:
+                    start = offset - piece.offset
+                    data = None if piece.data is None else memoryview(piece.data)[start : start + length]
+                    if self._proven(rows.blobs[blob - 1] if blob else None, inside, length, data):
+                        continue
+                    if len(left) > begun and sum(left[-1]) == offset:
+                        left[-1] = (left[-1][0], left[-1][1] + length)
+                    else:
+                        left.append((offset, length))
+        return left
+
+    def _proven(self, blob: tuple[int, int] | None, inside: int, length: int, data: memoryview | None) -> bool:
+        """Is `data` (None = zeroes) known to be these bytes of the blob (None = zeroes)?"""
+        if blob is None:
+            return data is None or not np.frombuffer(data, np.uint8).any()
+        if data is None or inside:
+            return False
+        pack = self._pack(blob[0])
+        whole = blob[1] < len(pack) and length == int(pack.raw[blob[1]])
+        return whole and layout.digest(data) == pack.digest(blob[1])
+
     def _rows(self, segment: int, ranges: list[tuple[int, int]]) -> Rows:
         """`ranges` cut at the borders of steps, in the order asked."""
         names = self._disk.segments

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 from pyVmomi import vim
 
-from workers.errors import BadInput, Refused, Touched
-from workers.models import Controller, Disk, Model, Nic, VmConfig, VmState
+from workers.errors import BadInput, NotFound, Refused, Touched
+from workers.models import Controller, Disk, Model, Nic, Provisioning, VmConfig, VmState
 from workers.vsphere.hardware import CONTROLLERS, NICS, spelled
 from workers.vsphere.placement import Place
 
@@ -32,6 +32,16 @@ UNITS, SCSI_OWN_UNIT = 15, 7
 _IDE_KEYS = {0: 200, 1: 201}
 
 
+class NewDisk(Model):
+    """A disk of a replica that is to be made, or attached."""
+
+    provisioning: Provisioning = "thin"
+    #: "" = beside the VM's own files
+    datastore: str = ""
+    #: "[datastore] folder/file.vmdk" that is there already: attached as it is, not made
+    attach: str = ""
+
+
 class ReplicaSpec(Model):
     """A VM to be built: off, change tracking off, never started by the host."""
 
@@ -43,9 +53,12 @@ class ReplicaSpec(Model):
     compute: str = ""
     pool: str = ""
     folder: str = ""
-    #: source network -> network there; "*" for all others. A network that is not named keeps its name.
+    #: source network -> network there; "*" for all others. A network that is not named keeps its name where there is
+    #: one of that name. A card without a network, or one that is mapped to "", is built disconnected.
     networks: dict[str, str] = Field(default_factory=dict)
-    provisioning: Literal["thin", "thick"] = "thin"
+    provisioning: Provisioning = "thin"
+    #: source disk id -> how and where its copy is made; the others are made beside the VM, as `provisioning` says
+    new_disks: dict[str, NewDisk] = Field(default_factory=dict)
     #: ids or labels of disks that are not replicated
     excluded_disks: tuple[str, ...] = ()
     annotation: str = ""
@@ -69,8 +82,22 @@ def replicated(spec: ReplicaSpec) -> tuple[Disk, ...]:
     return tuple(d for d in spec.config.disks if d.unprotected is None and d.id not in out and d.label not in out)
 
 
-def network_for(source: str, networks: Mapping[str, str]) -> str:
-    return networks.get(source) or networks.get("*") or source
+def network_for(source: str, networks: Mapping[str, str]) -> str | None:
+    """The network that a source network is mapped to, "" for a card that shall be disconnected, None = not mapped."""
+    return networks.get(source, networks.get("*"))
+
+
+def networks_of(spec: ReplicaSpec) -> tuple[list[str], list[str]]:
+    """Those that must be there, and those that are taken where they are."""
+    mapped = {nic.network: network_for(nic.network, spec.networks) for nic in spec.config.nics}
+    return [there for there in mapped.values() if there], [name for name, there in mapped.items() if there is None]
+
+
+def datastores_of(spec: ReplicaSpec) -> list[str]:
+    """All that its disks are made on or attached from, besides the VM's own."""
+    made = [spec.new_disks.get(disk.id, NewDisk()) for disk in replicated(spec)]
+    names = (disk.attach.partition("]")[0].removeprefix("[") or disk.datastore for disk in made)
+    return [name for name in names if name]
 
 
 def config_spec(spec: ReplicaSpec, place: Place) -> Built:
@@ -78,7 +105,8 @@ def config_spec(spec: ReplicaSpec, place: Place) -> Built:
     version, notes = _hardware_version(config.hardware_version, place.newest_hardware)
     cards, card_notes = _cards(spec, place)
     boot = vim.vm.BootOptions(efiSecureBootEnabled=True) if config.secure_boot else None
-    own = {**spec.notes, MARK: spec.mark, DISKS: disk_places(disks, config.controllers)}
+    places = {disk.id: place_of(disk, config.controllers) for disk in disks}
+    own = {**spec.notes, MARK: spec.mark, DISKS: disk_places(places)}
     if stray := [key for key in own if not key.startswith("understudy.")]:
         raise BadInput(f"a replica's notes are called understudy.*, not {', '.join(stray)}")
     return Built(
@@ -98,7 +126,7 @@ def config_spec(spec: ReplicaSpec, place: Place) -> Built:
             # A disk written past the hypervisor would make a liar of its change tracking.
             changeTrackingEnabled=False,
             extraConfig=options({**_extra_config(config), **own}),
-            deviceChange=[*storage(disks, config.controllers, thin=spec.provisioning == "thin"), *cards],
+            deviceChange=[*storage(disks, config.controllers, spec.new_disks, spec.provisioning), *cards],
         ),
         notes + card_notes,
     )
@@ -145,9 +173,9 @@ def free_place(disk: Disk, controllers: Iterable[Controller], taken: Iterable[st
     )
 
 
-def disk_places(disks: Iterable[Disk], controllers: Iterable[Controller]) -> str:
-    controllers = tuple(controllers)
-    return json.dumps({d.id: place_of(d, controllers) for d in disks}, separators=(",", ":"))
+def disk_places(places: Mapping[str, str]) -> str:
+    """The text of the note `DISKS`."""
+    return json.dumps(places, separators=(",", ":"))
 
 
 def disk_map(state: VmState) -> dict[str, Disk]:
@@ -167,9 +195,14 @@ def disk_map(state: VmState) -> dict[str, Disk]:
 
 
 def storage(
-    disks: Iterable[Disk], controllers: Iterable[Controller], *, thin: bool, present: Iterable[Controller] = ()
+    disks: Iterable[Disk],
+    controllers: Iterable[Controller],
+    made: Mapping[str, NewDisk],
+    otherwise: Provisioning,
+    *,
+    present: Iterable[Controller] = (),
 ) -> Iterator[Any]:
-    """Specifications of new, empty disks and of the controllers they need and that are not `present`."""
+    """Specifications of new disks, as `made` says by their ids, and of the controllers that are not `present`."""
     disks, here = tuple(disks), {(c.kind, c.bus): c.key for c in present}
     keys: dict[int, int] = {}
     for number, controller in enumerate(controllers):
@@ -184,7 +217,8 @@ def storage(
     for number, disk in enumerate(disks):
         if disk.controller not in keys:
             raise BadInput(f"{disk.label} hangs on a controller that is not in its VM's configuration")
-        yield _added(_disk(disk, -(1000 + number), keys[disk.controller], thin=thin), create=True)
+        how = made.get(disk.id) or NewDisk(provisioning=otherwise)
+        yield _added(_disk(disk, -(1000 + number), keys[disk.controller], how), create=not how.attach)
 
 
 def _added(device: Any, create: bool = False) -> Any:
@@ -199,14 +233,21 @@ def _controller(controller: Controller, key: int) -> Any:
     return device
 
 
-def _disk(disk: Disk, key: int, controller: int, *, thin: bool) -> Any:
+def _disk(disk: Disk, key: int, controller: int, how: NewDisk) -> Any:
+    file = how.attach or (f"[{how.datastore}]" if how.datastore else "")
+    backing = _device.VirtualDisk.FlatVer2BackingInfo(fileName=file, diskMode="persistent")
+    if not how.attach:
+        original = how.provisioning == "original"
+        backing.thinProvisioned = disk.thin if original else how.provisioning == "thin"
+        if disk.eager if original else how.provisioning == "eager":
+            backing.eagerlyScrub = True
     return _device.VirtualDisk(
         key=key,
         controllerKey=controller,
         unitNumber=disk.unit,
         capacityInBytes=disk.capacity,
         capacityInKB=disk.capacity // 1024,
-        backing=_device.VirtualDisk.FlatVer2BackingInfo(fileName="", diskMode="persistent", thinProvisioned=thin),
+        backing=backing,
     )
 
 
@@ -217,9 +258,22 @@ def _cards(spec: ReplicaSpec, place: Place) -> tuple[list[Any], tuple[str, ...]]
     cards, notes = [], []
     for number, nic in enumerate(sorted(spec.config.nics, key=lambda nic: nic.key)):
         name = network_for(nic.network, spec.networks)
-        if name == nic.network and nic.network not in spec.networks:
+        if name is None and nic.network in place.networks:
+            name = nic.network
             notes.append(f"the network {name} is not mapped: the replica uses the network of the same name")
-        cards.append(_added(_card(nic, -(2000 + number), place.networks[name], spec.mac)))
+        backing = place.networks[name] if name else None
+        if backing is None:
+            if place.spare is None:
+                raise NotFound(
+                    f"the host for {spec.name} has no network at all, and vCenter builds no network card without one"
+                )
+            why = "is mapped to nothing" if name == "" else "is not mapped, and there is none of that name"
+            notes.append(
+                f"the network {nic.network or '(without a name)'} {why}: its card is built disconnected (in "
+                f"{place.spare[0]}); connect it on the replica, or map it in the recovery target's networks"
+            )
+            nic, backing = nic.model_copy(update={"connected": False}), place.spare[1]
+        cards.append(_added(_card(nic, -(2000 + number), backing, spec.mac)))
     return cards, tuple(dict.fromkeys(notes))
 
 

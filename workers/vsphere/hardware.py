@@ -160,6 +160,7 @@ def _disk(device: Any, controller: Any, uuid: str | None) -> Disk:
         unit=device.unitNumber or 0,
         mode=getattr(backing, "diskMode", None) or "persistent",
         thin=_thin(backing),
+        eager=not _thin(backing) and bool(getattr(backing, "eagerlyScrub", False)),
         file=getattr(backing, "fileName", None) or "",
         content_id=getattr(backing, "contentId", None) or "",
         parent=parent.fileName if parent is not None else None,

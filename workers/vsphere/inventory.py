@@ -248,6 +248,19 @@ def datastore_free(s: Session, name: str) -> int:
     return int(by_name[name]["summary.freeSpace"])
 
 
+def users_of(s: Session, files: Iterable[str]) -> dict[str, str]:
+    """Which of these files ("[datastore] folder/disk.vmdk") belong to a VM or its snapshots, and to which."""
+    asked = set(files)
+    with refused_to(f"look whose disks are in use ({s})"):
+        found = s.read_all({vim.VirtualMachine: ("name", "layoutEx.file")})
+    return {
+        file.name: unquote(vm.values["name"])
+        for vm in found
+        for file in vm.values.get("layoutEx.file") or ()
+        if file.name in asked
+    }
+
+
 def snapshot_nodes(tree: Any) -> Iterable[SnapshotNode]:
     """The whole tree, parents before children."""
     waiting = [(node, None) for node in (tree.rootSnapshotList if tree is not None else ())]

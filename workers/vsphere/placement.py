@@ -38,8 +38,10 @@ class Place(NamedTuple):
     pool: Any
     host: Any
     datastore: str
-    #: network name -> the backing of a card in it, of those that were asked for
+    #: network name -> the backing of a card in it, of those that were asked for and of the wished ones that are there
     networks: dict[str, Any]
+    #: for a card that is connected to nothing, which vCenter builds in some network all the same; None = there is none
+    spare: tuple[str, Any] | None
     #: the newest hardware version that can be built there, e.g. 'vmx-19'; "" when vCenter does not say
     newest_hardware: str
 
@@ -72,20 +74,31 @@ def find_place(
     pool: str = "",
     folder: str = "",
     networks: Sequence[str] = (),
+    wished: Sequence[str] = (),
+    datastores: Sequence[str] = (),
 ) -> Place:
-    """`name` of the new VM only spreads VMs over hosts. `NotFound` says what there is instead."""
+    """`name` of the new VM only spreads VMs over hosts. `NotFound` says what there is instead.
+
+    `networks` must be there, `wished` ones may be missing. `datastore` is for the VM's own files, `datastores` are
+    others that its disks need.
+    """
     with refused_to(f"say where {name!r} can be built ({s})"):
         inventory = _Map(s.read_all(_PATHS))
         cluster, hosts = _compute(s, inventory, compute)
-        _usable_datastore(s, inventory, cluster, datastore)
-        host = _host(s, inventory, hosts, name=name, datastore=datastore, networks=networks)
+        stores = tuple(dict.fromkeys((datastore, *datastores)))
+        for each in stores:
+            _usable_datastore(s, inventory, cluster, each)
+        host = _host(s, inventory, hosts, name=name, datastores=stores, networks=networks, wished=wished)
         reachable = {inventory.name(n): n for n in inventory.get(host.values.get("network") or ())}
+        taken = [*networks, *(each for each in wished if each in reachable)]
+        spare = min(reachable, default=None)
         return Place(
             folder=_folder(s, inventory, _datacenter(inventory, cluster), folder),
             pool=_pool(s, inventory, cluster, pool),
             host=host.ref,
             datastore=datastore,
-            networks={wanted: _backing(s, wanted, reachable[wanted]) for wanted in dict.fromkeys(networks)},
+            networks={wanted: _backing(s, wanted, reachable[wanted]) for wanted in dict.fromkeys(taken)},
+            spare=(spare, _backing(s, spare, reachable[spare])) if spare is not None else None,
             newest_hardware=_newest_hardware(cluster, host),
         )
 
@@ -118,27 +131,37 @@ def _usable_datastore(s: Session, inventory: _Map, cluster: Found, name: str) ->
 
 
 def _host(
-    s: Session, inventory: _Map, hosts: list[Found], *, name: str, datastore: str, networks: Sequence[str]
+    s: Session,
+    inventory: _Map,
+    hosts: list[Found],
+    *,
+    name: str,
+    datastores: Sequence[str],
+    networks: Sequence[str],
+    wished: Sequence[str],
 ) -> Found:
-    """Of the hosts that have what is needed, always the same one for the same VM name."""
+    """Of the hosts that have what is needed and most of what is wished, always the same one for the same VM name."""
     reasons = []
     fit = []
     for host in sorted(hosts, key=inventory.name):
         values = host.values
-        lacking = set(networks) - {inventory.name(n) for n in inventory.get(values.get("network") or ())}
+        has = {inventory.name(n) for n in inventory.get(values.get("network") or ())}
+        lacking = set(networks) - has
+        without = set(datastores) - {inventory.name(d) for d in inventory.get(values.get("datastore") or ())}
         if values.get("runtime.connectionState") != "connected":
             reasons.append(f"{inventory.name(host)} is {values.get('runtime.connectionState')}")
         elif values.get("runtime.inMaintenanceMode"):
             reasons.append(f"{inventory.name(host)} is in maintenance mode")
-        elif datastore not in {inventory.name(d) for d in inventory.get(values.get("datastore") or ())}:
-            reasons.append(f"{inventory.name(host)} does not have the datastore {datastore}")
+        elif without:
+            reasons.append(f"{inventory.name(host)} does not have the datastore {', '.join(sorted(without))}")
         elif lacking:
             reasons.append(f"{inventory.name(host)} does not have the network {', '.join(sorted(lacking))}")
         else:
-            fit.append(host)
+            fit.append((len(set(wished) - has), host))
     if not fit:
         raise NotFound(f"no host at {s} can take {name}: {'; '.join(reasons) or 'there are none'}")
-    return fit[zlib.crc32(name.encode()) % len(fit)]
+    best = [host for missing, host in fit if missing == min(missing for missing, _ in fit)]
+    return best[zlib.crc32(name.encode()) % len(best)]
 
 
 def _datacenter(inventory: _Map, found: Found) -> Found:

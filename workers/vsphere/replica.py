@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pyVmomi import vim, vmodl
 
 from workers import faults
 from workers.errors import BadInput, Conflict, Foreign, Refused, Transient, VcenterUnreachable
-from workers.models import HardwareChange, VmConfig, VmState
+from workers.models import HardwareChange, Provisioning, VmConfig, VmState
 from workers.vsphere.building import (
     DISKS,
     MARK,
+    NewDisk,
     ReplicaSpec,
     config_spec,
+    datastores_of,
     disk_map,
+    disk_places,
     free_place,
-    network_for,
+    networks_of,
     options,
     place_of,
     replicated,
@@ -57,14 +60,17 @@ def create(s: Session, spec: ReplicaSpec, *, wait: float = WAIT) -> Replica:
     """
     doing = f"build the VM {spec.name!r} ({s})"
     with refused_to(doing):
+        networks, wished = networks_of(spec)
         place = find_place(
             s,
             name=spec.name,
             datastore=spec.datastore,
+            datastores=datastores_of(spec),
             compute=spec.compute,
             pool=spec.pool,
             folder=spec.folder,
-            networks=[network_for(nic.network, spec.networks) for nic in spec.config.nics],
+            networks=networks,
+            wished=wished,
         )
         config, notes = config_spec(spec, place)
         held = _ours(s, place.folder, spec)
@@ -110,6 +116,25 @@ def _check(s: Session, moref: str, spec: ReplicaSpec) -> None:
         copy = found.get(disk.id)
         if copy is None or copy.capacity < disk.capacity:
             raise Conflict(f"{spec.name} at {s} has no disk for {disk.label} ({disk.capacity} bytes): it was changed")
+
+
+def take_over(
+    s: Session, moref: str, notes: Mapping[str, str], change_version: str, *, nonce_in: str, wait: float = WAIT
+) -> None:
+    """A VM that is there becomes a replica: our notes (mark, map of disks, cursor) in one compare-and-set.
+
+    `Conflict` when the VM was changed since `change_version`. `nonce_in`: the note that tells this very write from
+    others when its answer is lost. Change tracking goes off: disks written past the hypervisor make a liar of it.
+    """
+    spec = vim.vm.ConfigSpec(changeVersion=change_version, changeTrackingEnabled=False, extraConfig=options(notes))
+    doing = f"make the VM {moref} a replica ({s})"
+    try:
+        s.run(doing, lambda: s.vm(moref).ReconfigVM_Task(spec), wait)
+    except (Conflict, VcenterUnreachable) as err:
+        with refused_to(doing):
+            s.settle(s.vm(moref), wait)
+        if _read_back(s, moref, nonce_in)[1] != notes[nonce_in]:
+            raise err
 
 
 # --- the cursor and the witness -----------------------------------------------------------------------------------
@@ -198,12 +223,14 @@ def change_hardware(
     point: VmConfig,
     change_version: str,
     *,
-    provisioning: Literal["thin", "thick"] = "thin",
+    provisioning: Provisioning = "thin",
+    made: Mapping[str, NewDisk] | None = None,
     wait: float = WAIT,
 ) -> str:
     """Remove, add and grow disks, so that the replica's follow `point`, the source's configuration; the change version.
 
     Changes name disks by their ids on the source. An added disk is empty: also one that is removed in the same list.
+    How and where one is made says `made` by its id; else it is beside the VM, as `provisioning` says.
     A compare-and-set as `write_cursor`; `Refused` while the VM runs or has snapshots.
     """
     with refused_to(f"wait for what is under way at the VM {moref} ({s})"):
@@ -218,11 +245,11 @@ def change_hardware(
     others = [c for c in changes if c.kind != "remove disk"]
     # In two steps, because a disk may be replaced by another one in the same place.
     if removed and last != f"{token}-removed":
-        _reconfigure(s, state, removed, point, f"{token}-removed" if others else token, provisioning, wait)
+        _reconfigure(s, state, removed, point, f"{token}-removed" if others else token, ({}, provisioning), wait)
         state = vm_state(s, moref)
         faults.at("disks-removed")
     if others:
-        _reconfigure(s, state, others, point, token, provisioning, wait)
+        _reconfigure(s, state, others, point, token, (made or {}, provisioning), wait)
         state = vm_state(s, moref)
     disk_map(state)
     return state.change_version
@@ -249,7 +276,7 @@ def _reconfigure(
     changes: Sequence[HardwareChange],
     point: VmConfig,
     token: str,
-    provisioning: str,
+    made: tuple[Mapping[str, NewDisk], Provisioning],
     wait: float,
 ) -> None:
     places: dict[str, str] = json.loads(state.notes.get(DISKS, "{}"))
@@ -274,11 +301,11 @@ def _reconfigure(
             raise BadInput(f"{change.label} cannot shrink from {disk.capacity} to {change.capacity}: remove and add it")
         else:
             devices.append(_edited(s, state, disk.key, "edit", capacity=change.capacity))
-    devices += storage(added, point.controllers, thin=provisioning == "thin", present=state.config.controllers)
+    devices += storage(added, point.controllers, *made, present=state.config.controllers)
     spec = vim.vm.ConfigSpec(
         changeVersion=state.change_version,
         deviceChange=devices,
-        extraConfig=options({DISKS: json.dumps(places, separators=(",", ":")), _HARDWARE: token}),
+        extraConfig=options({DISKS: disk_places(places), _HARDWARE: token}),
     )
     what = ", ".join(f"{c.kind} {c.label}" for c in changes)
     s.run(f"{what} of {state.identity.name} ({s})", lambda: s.vm(state.identity.moref).ReconfigVM_Task(spec), wait)
