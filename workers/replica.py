@@ -23,15 +23,19 @@ CURSOR = "understudy.cursor"
 class Replica:
     """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
-    def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
+    def __init__(
+        self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False, back_to: str | None = None
+    ) -> None:
         self.here = here
         self.pair = pair
         self.recovery, self.override = _policy(here.settings, pair)
         self.site = here.settings.site(pair.site)
         self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)
-        self.points = self._up_to(self.store.points(pair.source), goal)
+        self.points = self._up_to(self.store.points(pair.source), goal if back_to is None else None)
         self.goal = self.points[-1] if self.points else None
+        if back_to is not None:
+            self.goal = self._named(back_to)
         self.state: VmState | None = self._find()
         self.cursor = self._read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
@@ -48,7 +52,7 @@ class Replica:
             self.evidence = replica.content_evidence(self.state)
             cids = self._cids() if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
-        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt, back_to=back_to)
 
     def _cids(self) -> dict[str, str]:
         """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
@@ -61,6 +65,15 @@ class Replica:
         """A run keeps the point that it began with, for its checkpoints are about that point."""
         ids = [p.id for p in points]
         return points[: ids.index(goal) + 1] if goal in ids else points
+
+    def _named(self, wanted: str) -> RestorePoint:
+        found = next((p for p in self.points if p.id == wanted), None)
+        if found is None:
+            raise NotFound(
+                f"the restore point {wanted} of {self.pair.vm} is not in the store {self.pair.store} any more; nothing "
+                f"was written. It has {', '.join(p.id for p in self.points) or 'none'}"
+            )
+        return found
 
     def _note(self, reason: str) -> None:
         """A reason for people; only a run has somewhere to keep it."""

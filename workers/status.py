@@ -11,6 +11,7 @@ from workers import backup, dispatch, replicate
 from workers.catalogue import Ended, KnownVm, PointSummary
 from workers.errors import NotFound
 from workers.models import Model, Pair, Run, RunKind, RunState, SyncPoint
+from workers.replica_held import BACK_TO
 from workers.run import Here
 
 
@@ -215,4 +216,4 @@ def _unknown(name: str, lines: Sequence[Protected], vms: Iterable[KnownVm]) -> s
 
 def kind_of(run: Run) -> str:
     """What a run does, for people."""
-    return "backup" if run.kind is RunKind.BACKUP else "sync"
+    return "rollback" if run.kind is RunKind.SYNC and BACK_TO in run.memory else str(run.kind)
