@@ -33,11 +33,11 @@ from workers.models import (
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
-from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
+from workers.snapshot_point import SnapshotPoint, remove_snapshots
 from workers.store import Store, StoreWriter
 from workers.store.layout import SEGMENT
 from workers.sync import sync
-from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere import changes
 from workers.vsphere.session import Session, connect
 
 log = structlog.get_logger()
@@ -130,22 +130,6 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
         raise
 
 
-def clean_up(here: Here, run_id: str) -> None:
-    """What a failed backup run left: its snapshot, its unreferenced packs. Repeatable."""
-    ended = here.catalogue.run(run_id)
-    _, store_name, uuid = ended.target.split(":", 2)
-    session = connect(ended.site, here.settings.site(ended.site))
-    found = inventory.find_uuid(session, uuid)
-    if found is not None:
-        left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
-        if left is not None:
-            snapshots.remove(session, found.identity.moref, left)
-        changes.tidy(session, found.identity.moref)
-    if store_name in here.settings.stores:
-        Store.open(here.settings.store(store_name).path).abandon(run_id)
-    here.catalogue.cleaned(run_id)
-
-
 class Chain:
     """A VM's restore points in one store, as the target of a backup."""
 
@@ -227,6 +211,7 @@ class Chain:
             self.point.host_build,
             self.point.config.hardware_version,
             self.point.tree,
+            self.point.restored,
         )
 
     def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
@@ -313,6 +298,7 @@ class Chain:
             consistency=self.point.consistency,
             snapshot=self.point.moref,
             tree=self.point.tree,
+            restored=self.point.restored,
             host_build=self.point.host_build,
             config=self.point.config,
             nvram=nvram,

@@ -279,9 +279,11 @@ def tree_fingerprint(snapshots: Sequence[SnapshotNode]) -> str:
 
 
 def distrust(
-    parent: RestorePoint, before: PointDisk, now: Disk, host_build: str, hardware: str, tree: str
+    parent: RestorePoint, before: PointDisk, now: Disk, host_build: str, hardware: str, tree: str, restored: str = ""
 ) -> str | None:
     """Why change tracking's answer since `parent` can not be trusted for this disk; None when nothing is unusual."""
+    if parent.restored != restored:
+        return "the VM was restored from a backup since the parent point, past its change tracking"
     if not before.disk.change_id:
         return "the parent point has no change id for this disk"
     if not now.change_id:

@@ -18,7 +18,6 @@ from workers.run import Live
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
 
-
 #: in a run's memory: the restore point that a person named; without it a sync goes to the newest
 BACK_TO = "back to"
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
 
-from workers import faults, plan
-from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
+from workers import faults, nvram, plan
+from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, RunReport, Slice
 from workers.point import Reader
 from workers.replica import CURSOR
 from workers.replica_held import HeldReplica, nonce
-from workers.transfer import copy
-from workers.vsphere import inventory, replica, snapshots
+from workers.transfer import copy, in_slices
+from workers.vsphere import replica, snapshots
 from workers.vsphere.building import ReplicaSpec
 
 #: disk work between two checkpoints: a worker that dies repeats at most this much
@@ -82,7 +80,7 @@ class ReplicaTarget(HeldReplica):
         with self._locked():
             self._unseal()
             self._own(changes)
-            self._write_nvram()
+            nvram.write(self.goal.nvram, self.session, self.state.identity.moref, self.site.datastores, self._note)
         return extents
 
     def _begun(self) -> bool:
@@ -279,16 +277,7 @@ class ReplicaTarget(HeldReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        start = end = held = 0
-        for offset, length in todo.cut(SLICE):
-            if held and held + length > SLICE:
-                yield start, end
-                held = 0
-            if not held:
-                start = offset
-            end, held = offset + length, held + length
-        if held:
-            yield start, end
+        return in_slices(todo, SLICE)
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -357,22 +346,3 @@ class ReplicaTarget(HeldReplica):
                 "nothing was committed. If production runs on it, keep it; if not, power it off and run "
                 "`understudy sync --discard-changes`, which compares all of it"
             )
-
-    def _write_nvram(self) -> None:
-        assert self.goal is not None and self.state is not None
-        if self.goal.nvram is None:
-            return
-        file = inventory.nvram_path(self.session, self.state.identity.moref)
-        if file is None:
-            self._note("the NVRAM was not written: vCenter names no file for it yet")
-            return
-        wanted = base64.b64decode(self.goal.nvram)
-        path = datastore_file(self.site.datastores, file)
-        try:
-            if not path.exists() or path.read_bytes() != wanted:
-                with open(path, "wb") as opened:
-                    opened.write(wanted)
-                    opened.flush()
-                    os.fsync(opened.fileno())
-        except OSError as err:
-            self._note(f"the NVRAM (firmware settings) was not written to {path}: {err.strerror}; check its rights")

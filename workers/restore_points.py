@@ -97,8 +97,8 @@ def choose(points: Sequence[P], wanted: str, *, whose: str) -> P:
         moment = datetime.fromisoformat(wanted)
     except ValueError as err:
         raise NotFound(
-            f"{wanted!r} is no restore point of {whose}: give 'newest', an id or its start, or a time such as {_TIMES}; "
-            f"`understudy points {whose}` lists them"
+            f"{wanted!r} is no restore point of {whose}: give 'newest', an id or its start, or a time, e.g. {_TIMES} "
+            f"(`understudy points {whose}` lists them)"
         ) from err
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     before = [point for point in ordered if point.data_time <= moment]

@@ -72,4 +72,3 @@ def request(here: Here, pair: Pair, point: str) -> tuple[Run, bool]:
 def preview(here: Here, pair: Pair, point: str) -> SyncPlan:
     """What the rollback would do now, and why. Reads only."""
     return Replica(here, pair, back_to=point).plan()
-

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import datetime
 from typing import cast
 
-from workers import faults, plan
+from workers import faults, nvram, plan
 from workers.disks.file import FileReader, datastore_file
-from workers.errors import ChangeTrackingUnusable, NotFound, Refused, UnderstudyError
+from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, VmConfig, VmState
 from workers.point import Reader
 from workers.run import Live
-from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere import changes, inventory, restoring, snapshots
 from workers.vsphere.session import Session
 
 #: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
@@ -45,6 +44,7 @@ class SnapshotPoint:
         # Of the moment of the snapshot: a later message may find the VM on another host.
         self.host_build = live.recall("host_build") or ""
         self.tree = live.recall("tree") or ""
+        self.restored = state.notes.get(restoring.RESTORED, "")
         self.mounts = live.here.settings.site(live.run.site).datastores
         self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
@@ -100,19 +100,7 @@ class SnapshotPoint:
         return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
 
     def nvram(self) -> str | None:
-        """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
-        file: str | None = None
-        try:
-            file = inventory.nvram_path(self.session, self.state.identity.moref)
-            if file is None:
-                return None
-            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
-        except (UnderstudyError, OSError) as err:
-            why = f"{err.filename or file}: {err.strerror}" if isinstance(err, OSError) else err
-            self.live.note(
-                f"the NVRAM was not read ({why}); a VM built from this point starts with empty firmware settings"
-            )
-            return None
+        return nvram.read(self.session, self.state.identity.moref, self.mounts, self.live.note)
 
 
 def _state(session: Session, uuid: str, name: str) -> VmState:
@@ -125,7 +113,17 @@ def _state(session: Session, uuid: str, name: str) -> VmState:
     state = inventory.vm_state(session, found.identity.moref)
     if state.config.template:
         raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
+    check_whole(state)
     return state
+
+
+def check_whole(state: VmState) -> None:
+    """Raise `Refused` while a restore is at work on the VM, or has died on it: its disks are a mixture."""
+    if restoring.MARKER in state.notes:
+        raise Refused(
+            f"{state.identity.name} is half restored: it is backed up when that is done. Is no restore at work on it "
+            "(`understudy runs`)? Then start it again"
+        )
 
 
 def remove_snapshots(live: Live, session: Session, uuid: str) -> None:

@@ -79,7 +79,9 @@ def test_hole_17_a_rollback_is_not_undone_by_the_schedule(world: World) -> None:
     assert not world.state(pair.replica_name, "dr").witness.endswith("paused")
 
 
-@pytest.mark.parametrize("step", ["rollback.paused", "cursor.applying", "hardware.after", "slice.written", "commit.after"])
+@pytest.mark.parametrize(
+    "step", ["rollback.paused", "cursor.applying", "hardware.after", "slice.written", "commit.after"]
+)
 def test_a_rollback_killed_at_a_step_goes_on(world: World, step: str) -> None:
     name = f"rb-{step.replace('.', '-')}"
     points = life(world, name)
