@@ -42,5 +42,3 @@ def plan_rollback(vm: str, to: str | None, target: str | None, *, as_json: bool)
     if as_json:
         return show.as_json([{"replica": name, **made.model_dump(mode="json")}])
     tables.plan(made, name)
-
-

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, plan, retention
+from workers import faults, plan, retention, template_point
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -77,7 +77,11 @@ def _backup(live: Live) -> RunReport:
         live.note("the checkpoints of this run are given up: the store's newest restore point is another one now")
     live.remember(parent=parent)
     while True:
-        point = SnapshotPoint.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
+        point = template_point.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
+        if newest is not None and (reason := point.unchanged_since(newest)) is not None:
+            store.abandon(live.run.id)  # an earlier message may have registered it
+            live.note(reason)
+            return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
         try:
             with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
@@ -181,7 +185,7 @@ class Chain:
             self._decide(disk, "full", why)
             return allocated
         known = self.live.recall(f"compare {disk.id}")
-        reason = known or self._distrust(before, disk)
+        reason = known or self.point.untracked or self._distrust(before, disk)
         answer = EMPTY
         if reason is None:
             try:
@@ -279,8 +283,8 @@ class Chain:
     def commit(self) -> RunReport:
         self._flush()
         self.live.check()
-        if not self.point.still_there():
-            raise SnapshotLost(f"the snapshot {self.point.moref} was removed while it was read")
+        if (why := self.point.lost()) is not None:
+            raise SnapshotLost(why)
         made = self.live.here.catalogue.slices(self.live.run.id)
         seq = self.parent.seq + 1 if self.parent else 1
         self.live.note(*self._unprotected(), *self.point.config.dropped)

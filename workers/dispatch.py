@@ -37,7 +37,7 @@ def members(here: Here) -> list[Member]:
     return [
         Member(name, group, vm)
         for vm in here.catalogue.inventory()
-        if vm.gone_since is None and not vm.template and vm.identity.instance_uuid not in replicas
+        if vm.gone_since is None and vm.identity.instance_uuid not in replicas
         for name, group in here.settings.groups.items()
         if group.covers(vm.identity.site, vm.identity.name)
     ]
@@ -200,8 +200,6 @@ def find(here: Here, name: str) -> list[Member]:
             "Is it new? `understudy check` reads the inventories"
         )
     found = [member for member in members(here) if member.vm.identity.name == name]
-    if not found and any(vm.template for vm in known if vm.identity.name == name):
-        raise BadInput(f"{name} is a template: vSphere takes no snapshots of templates, so it is not backed up")
     if not found:
         raise BadInput(f"the VM {name} is under no group's policy; add its name or a pattern to groups.<name>.vms")
     if len({member.vm.identity.instance_uuid for member in found}) > 1:

@@ -116,6 +116,8 @@ class ReplicaTarget(HeldReplica):
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
         assert self.goal is not None
+        if self.goal.config.template:
+            self._note("the source is a template; its replica is a VM, and a restore from a backup makes it a template")
         named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
         for excluded in self.override.excluded_disks:
             if excluded not in named:

@@ -8,7 +8,7 @@ from typing import cast
 from workers import faults, nvram, plan
 from workers.disks.file import FileReader, datastore_file
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
-from workers.models import Consistency, Disk, VmConfig, VmState
+from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
 from workers.point import Reader
 from workers.run import Live
 from workers.vsphere import changes, inventory, restoring, snapshots
@@ -32,6 +32,9 @@ def _prefix(realm: str) -> str:
 class SnapshotPoint:
     """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
 
+    #: why nobody can say what changed, whatever change tracking answers
+    untracked: str | None = None
+
     def __init__(
         self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
     ) -> None:
@@ -46,13 +49,13 @@ class SnapshotPoint:
         self.tree = live.recall("tree") or ""
         self.restored = state.notes.get(restoring.RESTORED, "")
         self.mounts = live.here.settings.site(live.run.site).datastores
-        self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
+        self.config: VmConfig = state.config if state.config.template else self._frozen_config()
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
 
     @classmethod
     def take(cls, live: Live, session: Session, uuid: str, *, quiesce: bool) -> SnapshotPoint:
         """The run's snapshot: the one that an earlier message made, or a new one."""
-        state = _state(session, uuid, live.run.vm)
+        state = state_of(session, uuid, live.run.vm)
         vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
         found = snapshots.find(session, vm, name)
         known = live.recall("snapshot")
@@ -63,11 +66,11 @@ class SnapshotPoint:
                 live.remember(snapshot=None)
             else:
                 consistency = cast(Consistency, live.recall("consistency"))
-                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+                return cls(live, session, state, known, consistency, time_of(live.recall("taken")))
         live.remember(snapshot=UNNAMED)
         remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
         try:
-            if changes.enable(session, _state(session, uuid, live.run.vm)):
+            if changes.enable(session, state_of(session, uuid, live.run.vm)):
                 live.note("change tracking was off and has been enabled; this run reads the whole disks")
         except ChangeTrackingUnusable as err:
             live.note(f"change tracking stays off: {err}")
@@ -82,7 +85,7 @@ class SnapshotPoint:
         )
         faults.at("snapshot.after")
         live.note(*notes)
-        state = _state(session, uuid, live.run.vm)
+        state = state_of(session, uuid, live.run.vm)
         live.remember(
             snapshot=moref,
             consistency=consistency,
@@ -95,15 +98,25 @@ class SnapshotPoint:
     def reader(self, disk: str) -> Reader:
         return FileReader(datastore_file(self.mounts, self.disks[disk].file))
 
-    def still_there(self) -> bool:
+    def _frozen_config(self) -> VmConfig:
+        return inventory.vm_config(self.session, self.state.identity.moref, self.moref)
+
+    def lost(self) -> str | None:
+        """Why what was read is not of one moment; None when all is well."""
         name = snapshot_name(self.live.here.catalogue.realm, self.live.run.id)
-        return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
+        if snapshots.find(self.session, self.state.identity.moref, name) == self.moref:
+            return None
+        return f"the snapshot {self.moref} was removed while it was read"
+
+    def unchanged_since(self, parent: RestorePoint) -> str | None:
+        """Why there is nothing new, as far as that is known without looking at the disks."""
+        return None
 
     def nvram(self) -> str | None:
         return nvram.read(self.session, self.state.identity.moref, self.mounts, self.live.note)
 
 
-def _state(session: Session, uuid: str, name: str) -> VmState:
+def state_of(session: Session, uuid: str, name: str) -> VmState:
     found = inventory.find_uuid(session, uuid)
     if found is None:
         raise NotFound(
@@ -111,8 +124,6 @@ def _state(session: Session, uuid: str, name: str) -> VmState:
             "If it was created again, the new VM has another identity: back that one up by its name"
         )
     state = inventory.vm_state(session, found.identity.moref)
-    if state.config.template:
-        raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
     check_whole(state)
     return state
 
@@ -141,6 +152,6 @@ def remove_snapshots(live: Live, session: Session, uuid: str) -> None:
         snapshots.remove(session, found.identity.moref, moref, wait=REMOVAL_WAIT)
 
 
-def _time(text: str | None) -> datetime:
+def time_of(text: str | None) -> datetime:
     assert text is not None
     return datetime.fromisoformat(text)

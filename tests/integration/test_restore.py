@@ -265,7 +265,7 @@ def test_what_can_not_be_is_a_sentence_and_touches_nothing(world: World) -> None
     for error, words, wish in cases:
         with pytest.raises(error, match=words):
             ask(world, "app", **wish)
-    with pytest.raises(NotFound, match="no VM 'ap' is known.*near: app"):
+    with pytest.raises(NotFound, match="no VM 'ap' is known"):
         ask(world, "ap", to="x")
     assert world.catalogue.live_runs() == []
     with pytest.raises(Refused, match="a VM named app is already at prod"):
@@ -282,7 +282,7 @@ def test_what_can_not_be_is_a_sentence_and_touches_nothing(world: World) -> None
     snapshot = world.source.wait(
         world.vm("app").CreateSnapshot_Task(name="somebody's", description="", memory=False, quiesce=False)
     )
-    with pytest.raises(Refused, match="'somebody's' stands on app|\"somebody's\" stands on app"):
+    with pytest.raises(Refused, match="stands on app"):
         restored(world, "app", over_original=True)
     world.source.wait(snapshot.RemoveSnapshot_Task(removeChildren=False))
     uuid = world.state("app").identity.instance_uuid
