@@ -22,10 +22,10 @@ REMOVAL_WAIT = 20.0
 
 
 def snapshot_name(realm: str, run_id: str) -> str:
-    return f"{_prefix(realm)}{run_id}"
+    return f"{prefix(realm)}{run_id}"
 
 
-def _prefix(realm: str) -> str:
+def prefix(realm: str) -> str:
     return f"understudy/{realm[:8]}/backup/"
 
 
@@ -68,7 +68,14 @@ class SnapshotPoint:
                 consistency = cast(Consistency, live.recall("consistency"))
                 return cls(live, session, state, known, consistency, time_of(live.recall("taken")))
         live.remember(snapshot=UNNAMED)
-        remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
+        others = remove_snapshots(live, session, uuid)  # also one of ours that was not remembered: its time is unknown
+        if others:
+            live.remember(snapshot=None)
+            raise Refused(
+                f"the snapshot {others[0]!r} on {live.run.vm} is of a run that this catalogue does not know to have "
+                "ended, so nothing was done. Was the catalogue lost? `understudy rebuild` ends such runs and has their "
+                "snapshots removed"
+            )
         try:
             if changes.enable(session, state_of(session, uuid, live.run.vm)):
                 live.note("change tracking was off and has been enabled; this run reads the whole disks")
@@ -137,19 +144,36 @@ def check_whole(state: VmState) -> None:
         )
 
 
-def remove_snapshots(live: Live, session: Session, uuid: str) -> None:
-    """All backup snapshots of our realm on this VM: at most one run is live per chain, so none of them is needed."""
+def remove_snapshots(live: Live, session: Session, uuid: str) -> list[str]:
+    """The backup snapshots of our realm on this VM whose runs are known to have ended, and this run's. Names of others.
+
+    A run that the catalogue does not know may be at work: the catalogue may have been rebuilt.
+    """
     found = inventory.find_uuid(session, uuid)
     if found is None:
-        return
-    prefix = _prefix(live.here.catalogue.realm)
+        return []
+    ours = prefix(live.here.catalogue.realm)
+    left: list[str] = []
     known = {moref} - {UNNAMED} if (moref := live.recall("snapshot")) is not None else set()
     for node in inventory.vm_state(session, found.identity.moref).snapshots:
-        if node.name.startswith(prefix):
-            known.discard(node.moref)
-            snapshots.remove(session, found.identity.moref, node.moref, wait=REMOVAL_WAIT)
+        if not node.name.startswith(ours):
+            continue
+        if not _ended(live, node.name.removeprefix(ours)):
+            left.append(node.name)
+            continue
+        known.discard(node.moref)
+        snapshots.remove(session, found.identity.moref, node.moref, wait=REMOVAL_WAIT)
     for moref in known:  # off the list already, but its disks may still be consolidated, or have failed to be
         snapshots.remove(session, found.identity.moref, moref, wait=REMOVAL_WAIT)
+    return left
+
+
+def _ended(live: Live, run_id: str) -> bool:
+    """Ours, or one that is known to be over."""
+    try:
+        return run_id == live.run.id or not live.here.catalogue.run(run_id).live
+    except NotFound:
+        return False
 
 
 def time_of(text: str | None) -> datetime:

@@ -114,6 +114,10 @@ def rebuild(
     from_stores: Annotated[bool, typer.Option("--from-stores", help="Only what the stores say.")] = False,
     from_replicas: Annotated[bool, typer.Option("--from-replicas", help="Only what the replicas say.")] = False,
     realm: Annotated[str, typer.Option("--realm", help="Which installation this was, where several are found.")] = "",
+    end_lost_runs: Annotated[
+        bool,
+        typer.Option("--end-lost-runs", help="No worker of the lost installation runs any more: stores stop waiting."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fill a new, empty catalogue from the stores and the replicas, after the old one was lost. May be repeated.
@@ -127,7 +131,11 @@ def rebuild(
 
     both = from_stores == from_replicas
     made = rebuilding.rebuild(
-        here(), from_stores=from_stores or both, from_replicas=from_replicas or both, realm=realm or None
+        here(),
+        from_stores=from_stores or both,
+        from_replicas=from_replicas or both,
+        realm=realm or None,
+        end_lost_runs=end_lost_runs,
     )
     if json:
         show.as_json(made)
