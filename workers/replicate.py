@@ -38,7 +38,7 @@ def _replicate(live: Live) -> RunReport:
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     target = ReplicaTarget(live, pair)
     if back_to is not None and pair.paused is None:  # before a byte is written, so that no tick comes in between
-        reason = f"rolled back to {back_to} on request; it stays there until `understudy resume {pair.vm}`"
+        reason = f"rolled back to {back_to} on request; it stays there until it is resumed"
         target.pair = live.here.catalogue.pause(pair.id, reason)
         faults.at("rollback.paused")
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World
 from workers import dispatch, left_behind, reaper, rebuild, replicate, rollback, snapshot_point
 from workers.catalogue import Catalogue
@@ -53,7 +54,7 @@ def test_everything_goes_on_by_difference_after_the_catalogue_is_lost(world: Wor
     back = world.pair("r-back")
     goal = rollback.goal_of(world.here, back, None).id
     replicate.run(world.here, rollback.request(world.here, back, goal)[0].id)
-    world.killed_at(world.request_sync("r-half"), "slice.written")
+    killed_at(world, world.request_sync("r-half"), "slice.written")
     pairs = {pair.vm: pair for pair in world.catalogue.pairs()}
     fences = {vm: world.cursor(vm).fence for vm in pairs}
     held = {vm: world.catalogue.sync_point(pair.id) for vm, pair in pairs.items()}
@@ -98,7 +99,7 @@ def test_everything_goes_on_by_difference_after_the_catalogue_is_lost(world: Wor
     world.assert_replica_is("r-back", goal)
 
 
-@pytest.mark.parametrize("when", ["slices.planned", "cursor.applying"])
+@pytest.mark.parametrize("when", [pytest.param("slices.planned", marks=pytest.mark.slow), "cursor.applying"])
 def test_hole_9_a_run_of_the_lost_catalogue_wakes_up_too_late(world: World, when: str) -> None:
     """It still has the old catalogue open, where it is in the right; the replica knows better."""
     name = f"h9-{when.replace('.', '-')}"
@@ -141,7 +142,7 @@ def test_hole_19_a_snapshot_of_an_unknown_run_is_not_removed_before_it_was_ended
     world.backup("h19")
     world.scribble("h19", 2)
     lost = world.request_backup("h19")
-    world.killed_at(lost, "checkpoint.after")
+    killed_at(world, lost, "checkpoint.after")
     name = snapshot_point.snapshot_name(world.catalogue.realm, lost.id)
     realm = lose(world)
     world.catalogue.take_over_realm(realm)  # as a rebuild that could not read the site

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
+from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World, first_difference, flat
 from workers import backup, left_behind, restore
 from workers.errors import BadInput, ConfigError, NoSpace, NotFound, Refused, StoreDamaged
@@ -136,23 +137,36 @@ def test_over_the_original_with_its_hardware_and_an_undo(world: World) -> None:
     assert all(now[key] == data for key, data in before.items())
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["new", "over"])
+STEPS = [
+    ("restore.pinned", "new over"),
+    ("restore.built", "new"),
+    ("restore.claimed", "over"),
+    ("restore.marked", "over"),
+    ("restore.renewed", "new over"),
+    ("restore.owned", "new over"),
+    ("slice.written", "new over"),
+    ("checkpoint.after", "new over"),
+    ("restore.finishing", "new over"),
+    ("restore.released", "new over"),
+    ("restore.running", "new over"),
+]
+SHORT = {
+    ("restore.built", "new"),
+    ("checkpoint.after", "new"),
+    ("restore.marked", "over"),
+    ("restore.released", "over"),
+}
+
+
 @pytest.mark.parametrize(
-    "step",
+    ("step", "over"),
     [
-        "restore.pinned",
-        "restore.built restore.marked",
-        "restore.renewed",
-        "restore.owned",
-        "slice.written",
-        "checkpoint.after",
-        "restore.finishing",
-        "restore.released",
-        "restore.running",
+        pytest.param(step, way == "over", id=f"{step}-{way}", marks=[] if (step, way) in SHORT else pytest.mark.slow)
+        for step, ways in STEPS
+        for way in ways.split()
     ],
 )
 def test_a_restore_killed_at_any_step_goes_on(world: World, step: str, over: bool) -> None:
-    step = step.split()[-1 if over else 0]
     name = f"k{over:d}-{step.replace('.', '-')}"
     world.make_vm(name, 4 * MIB, 4 * MIB, powered_on=False)
     world.scribble(name, 1)
@@ -160,7 +174,7 @@ def test_a_restore_killed_at_any_step_goes_on(world: World, step: str, over: boo
     world.scribble(name, 2)
     wish = {"over_original": True} if over else {"to": f"{name}-copy"}
     run = ask(world, name, point=point, power_on=True, **wish)
-    world.killed_at(run, step)
+    killed_at(world, run, step)
     left = world.state(name) if over else None
     if left is not None and restoring.MARKER in left.notes:
         with pytest.raises(Refused, match="half restored"):
@@ -181,7 +195,7 @@ def test_who_boots_a_half_restored_vm_is_noticed(world: World, over: bool) -> No
     point = str(world.backup(name).point)
     world.scribble(name, 2)
     run = ask(world, name, point=point, **({"over_original": True} if over else {"to": f"{name}-copy"}))
-    world.killed_at(run, "checkpoint.after")
+    killed_at(world, run, "checkpoint.after")
     half = name if over else f"{name}-copy"
     vm = world.vm(half)
     world.source.wait(vm.PowerOnVM_Task())
@@ -205,7 +219,7 @@ def test_another_restore_takes_over_what_a_dead_one_left(world: World) -> None:
     for over in (False, True):
         wish: dict[str, Any] = {"over_original": True} if over else {"to": "heir-copy"}
         dead = ask(world, "heir", point=first, **wish)
-        world.killed_at(dead, "slice.written")
+        killed_at(world, dead, "slice.written")
         with pytest.raises(Refused, match=f"another restore to .* is under way .run {dead.id}"):
             ask(world, "heir", point=second, **wish)
         assert ask(world, "heir", point=first, **wish).id == dead.id
@@ -308,7 +322,7 @@ def test_a_clone_of_a_half_restored_vm_is_not_ours(world: World) -> None:
     world.scribble("torn", 1)
     world.backup("torn")
     run = ask(world, "torn", to="torn-copy")
-    world.killed_at(run, "slice.written")
+    killed_at(world, run, "slice.written")
     vm = world.vm("torn-copy")
     folder = world.source.read(vm, "parent")["parent"]
     world.source.wait(vm.CloneVM_Task(folder, "torn-clone", vim.vm.CloneSpec(location=vim.vm.RelocateSpec())))

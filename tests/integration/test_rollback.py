@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World
 from workers import dispatch, replicate, rollback
 from workers.errors import NotFound, Refused
@@ -80,13 +81,20 @@ def test_hole_17_a_rollback_is_not_undone_by_the_schedule(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["rollback.paused", "cursor.applying", "hardware.after", "slice.written", "commit.after"]
+    "step",
+    [
+        "slice.written",
+        *(
+            pytest.param(step, marks=pytest.mark.slow)
+            for step in ("rollback.paused", "cursor.applying", "hardware.after", "commit.after")
+        ),
+    ],
 )
 def test_a_rollback_killed_at_a_step_goes_on(world: World, step: str) -> None:
     name = f"rb-{step.replace('.', '-')}"
     points = life(world, name)
     run, _ = rollback.request(world.here, world.pair(name), points[1])
-    world.killed_at(run, step)
+    killed_at(world, run, step)
     assert world.pair(name).paused
     if step == "slice.written":  # given up; another rollback, elsewhere, must not leave the dead one's blocks
         world.give_up(run.id)

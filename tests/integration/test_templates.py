@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pyVmomi import vim, vmodl
 
+from tests.integration.forked import killed_at
 from tests.integration.test_restore import assert_holds, assert_nothing_of_ours, of, off, restored
 from tests.integration.world import MIB, World
 from workers import backup, dispatch
@@ -91,7 +92,9 @@ def test_backed_up_replicated_as_a_vm_and_restored_as_a_template(world: World) -
     world.assert_point_is_readable("golden", undo[0].id)
 
 
-@pytest.mark.parametrize("becomes", ["changed", "vm", "running"])
+@pytest.mark.parametrize(
+    "becomes", ["vm", *(pytest.param(other, marks=pytest.mark.slow) for other in ("changed", "running"))]
+)
 def test_a_template_that_changes_while_it_is_read(world: World, becomes: str) -> None:
     """Guarded before and after: a run never mixes two states, whoever changes the template in between."""
     name = f"moving-{becomes}"
@@ -99,7 +102,7 @@ def test_a_template_that_changes_while_it_is_read(world: World, becomes: str) ->
     world.backup(name)
     change(world, name, 2)
     run = world.request_backup(name)
-    world.killed_at(run, "checkpoint.after")
+    killed_at(world, run, "checkpoint.after")
     change(world, name, 3)
     if becomes != "changed":
         as_vm(world, name)
@@ -137,7 +140,7 @@ def test_a_vm_that_becomes_a_template_in_the_middle_of_its_backup(world: World) 
     world.backup("stiff")
     world.scribble("stiff", 2)
     run = world.request_backup("stiff")
-    world.killed_at(run, "checkpoint.after")
+    killed_at(world, run, "checkpoint.after")
     off(world, "stiff")
     world.scribble("stiff", 3)
     world.vm("stiff").MarkAsTemplate()
