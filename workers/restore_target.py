@@ -106,14 +106,21 @@ class RestoreTarget(HeldVm):
         left = read_marker(self.order.name, text) if text else None
         if left is not None and left.run == self.live.run.id:
             return  # built a moment ago; its answer was lost
-        ours = left is not None and left.built and left.vm == state.identity.instance_uuid
-        if left is None or not ours or left.realm != self.live.here.catalogue.realm or state.power != "poweredOff":
+        mine = (self.live.here.catalogue.realm, state.identity.instance_uuid)
+        ours = left is not None and left.built and (left.realm, left.vm) == mine and not self._at_work(left.run)
+        if left is None or not ours or state.power != "poweredOff":
             raise Refused(
                 f"a VM named {self.order.name} is already at {self.order.site}; nothing was written. "
                 "Give the restored one another name, or rename that one"
             )
         replica.destroy(self.session, named.identity.moref, wait=self._patience())
         self.live.note(f"what run {left.run}, which failed, had half restored as {self.order.name} was removed")
+
+    def _at_work(self, run: str) -> bool:
+        try:
+            return self.live.here.catalogue.run(run).live
+        except NotFound:
+            return False  # of a catalogue that was lost: it can neither write a mark nor commit
 
     def _demand_space(self) -> None:
         thick = self.order.provisioning == "thick"
@@ -281,8 +288,7 @@ class RestoreTarget(HeldVm):
                 self.session,
                 self.state,
                 annotation=restoring.without_sign(annotation) or f"Restored from the backup {self.point.id}",
-                cpus=config.cpus if whole else None,
-                memory_mib=config.memory_mib if whole else None,
+                hardware=config if whole else None,
                 wait=self._patience(),
             )
             faults.at("restore.released")

@@ -152,7 +152,6 @@ STEPS = [
 ]
 SHORT = {
     ("restore.built", "new"),
-    ("checkpoint.after", "new"),
     ("restore.marked", "over"),
     ("restore.released", "over"),
 }
@@ -187,7 +186,7 @@ def test_a_restore_killed_at_any_step_goes_on(world: World, step: str, over: boo
     assert world.store.pins(world.state(name).identity.instance_uuid) == {}
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["new", "over"])
+@pytest.mark.parametrize("over", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["new", "over"])
 def test_who_boots_a_half_restored_vm_is_noticed(world: World, over: bool) -> None:
     name = f"booted-{over:d}"
     world.make_vm(name, 16 * MIB, powered_on=False)
@@ -317,6 +316,7 @@ def test_a_time_is_the_newest_point_of_then_or_before(world: World) -> None:
     assert restore.order_of(world.here, Wish(vm="timed", to="x", point=later)).point == points[2]
 
 
+@pytest.mark.slow
 def test_a_clone_of_a_half_restored_vm_is_not_ours(world: World) -> None:
     world.make_vm("torn", 4 * MIB, powered_on=False)
     world.scribble("torn", 1)

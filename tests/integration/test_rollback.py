@@ -42,7 +42,7 @@ def go(world: World, name: str, to: str | None) -> str:
 
 def test_backwards_and_forwards_with_the_hardware_of_each_point(world: World) -> None:
     points = life(world, "there-and-back")
-    for wanted in (None, points[0], points[1], points[3], points[1][:9]):
+    for wanted in (None, points[0], points[1], points[3][:9]):
         goal = rollback.goal_of(world.here, world.pair("there-and-back"), wanted).id
         assert wanted is not None or goal == points[2], "without a point it is the one before the present one"
         planned = rollback.preview(world.here, world.pair("there-and-back"), goal)

@@ -134,6 +134,7 @@ def test_changed_at_the_very_end_is_noticed_at_the_commit(world: World, monkeypa
     world.assert_point_is_readable("late", report.point)
 
 
+@pytest.mark.slow
 def test_a_vm_that_becomes_a_template_in_the_middle_of_its_backup(world: World) -> None:
     world.make_vm("stiff", 8 * MIB)
     world.scribble("stiff", 1)

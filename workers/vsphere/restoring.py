@@ -10,7 +10,7 @@ from pyVmomi import vim
 
 from workers import faults
 from workers.errors import Refused
-from workers.models import VmState
+from workers.models import VmConfig, VmState
 from workers.vsphere.building import DISKS, disk_places, options
 from workers.vsphere.inventory import vm_state
 from workers.vsphere.refusals import refused_to
@@ -51,17 +51,15 @@ def take_over(s: Session, state: VmState, run: str, known: Container[str], *, wa
     faults.at("restore.marked")
 
 
-def release(
-    s: Session, state: VmState, *, annotation: str, cpus: int | None, memory_mib: int | None, wait: float = WAIT
-) -> None:
-    """All is written: the marks go, in one step; CPUs and memory become those of the point."""
+def release(s: Session, state: VmState, *, annotation: str, hardware: VmConfig | None, wait: float = WAIT) -> None:
+    """All is written: the marks go, in one step; CPUs and memory become those of `hardware`."""
     gone = {key: "" for key in state.notes if key != RESTORED}
     spec = vim.vm.ConfigSpec(
         changeVersion=state.change_version,
         annotation=annotation,
-        numCPUs=cpus,
-        numCoresPerSocket=1 if cpus is not None and cpus != state.config.cpus else None,
-        memoryMB=memory_mib,
+        numCPUs=hardware.cpus if hardware is not None else None,
+        numCoresPerSocket=hardware.cores_per_socket if hardware is not None else None,
+        memoryMB=hardware.memory_mib if hardware is not None else None,
         extraConfig=options(gone),
     )
     _reconfigure(s, state, f"unmark {state.identity.name}, which is restored", spec, wait)
