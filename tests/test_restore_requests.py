@@ -58,7 +58,10 @@ def test_a_sentence_and_no_run(
         ("roll_back", {"vm": "web-1", "point": "x"}, "not point"),
     ],
 )
-def test_what_a_program_asks_wrongly_is_a_sentence(task: str, given: dict[str, Any], words: str) -> None:
+def test_what_a_program_asks_wrongly_is_a_sentence(
+    task: str, given: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    ready(tmp_path)
     from tasks import restore
 
     with pytest.raises((BadInput, NotFound), match=words):
