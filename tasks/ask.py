@@ -25,7 +25,7 @@ LOOK_FOR = 20
 
 def backup(vms: Sequence[str], *, wait: bool, as_json: bool) -> None:
     _known(vms)
-    _request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
+    request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
 
 
 def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, target: str | None, as_json: bool) -> None:
@@ -34,7 +34,7 @@ def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, target: str |
     def ask(vm: str) -> list[Any]:
         return sync_tasks.request_runs(vm, discard_changes=discard_changes, target=target)
 
-    _request(vms, ask, wait=wait, as_json=as_json)
+    request(vms, ask, wait=wait, as_json=as_json)
 
 
 def plan(vms: Sequence[str], *, discard_changes: bool, target: str | None, as_json: bool) -> None:
@@ -52,7 +52,7 @@ def plan(vms: Sequence[str], *, discard_changes: bool, target: str | None, as_js
         tables.plan(made, name)
 
 
-def _request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
+def request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
     made = [each for vm in dict.fromkeys(vms) for each in ask(vm)]
     said = send_requested(made)
     if wait:

@@ -8,7 +8,7 @@ from celery import Task
 
 from tasks.app import app, here
 from tasks.dispatch import go_on, only_known, send, send_requested
-from workers import backup, dispatch
+from workers import backup, dispatch, left_behind
 from workers.errors import BadInput
 from workers.models import Trigger
 
@@ -39,5 +39,5 @@ def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
 
 @app.task(name="understudy.backup.clean", ignore_result=True)
 def clean(run: str, vm: str | None = None) -> None:
-    """Remove what a failed backup run left in vCenter and in the store."""
-    backup.clean_up(here(), run)
+    """Remove what a failed run left in vCenter and in the store."""
+    left_behind.clean_up(here(), run)

@@ -47,7 +47,7 @@ def test_status_works_with_files_that_are_wrong(wrong: Any) -> None:
     file.write_text(wrong(file.read_text()))
     said = understudy("status")
     assert said.code == 0, said
-    top = next(line for line in said.err.splitlines() if 'in force' in line)
+    top = next(line for line in said.err.splitlines() if "in force" in line)
     assert top.startswith("the configuration in force at control@here is that of ")
     assert "UTC; the newer one is refused: " in top and "understudy.toml" in top
     assert understudy("config", "check").err.splitlines()[0] == f"understudy: {top}"

@@ -340,3 +340,33 @@ def test_a_cursor_does_not_grow_for_ever() -> None:
     assert plan.decide(many, points, store="S").mode == "compare"
     # a run that has begun keeps its way
     assert plan.decide(many, points[: plan.MOST_TARGETS + 1], store="S").mode == "delta"
+
+
+# --- to a point that a person names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "base", "targets", "back_to", "wanted"),
+    [
+        pytest.param("committed", 3, (), 1, ("delta", (3,)), id="backwards"),
+        pytest.param("committed", 1, (), 3, ("delta", (1,)), id="forwards"),
+        pytest.param("committed", 2, (), 2, ("nothing", ()), id="there already"),
+        pytest.param("applying", 1, (3,), 2, ("delta", (1, 3)), id="between two that are half applied"),
+        pytest.param("applying", 2, (3,), 2, ("delta", (2, 3)), id="back to where a dead run began"),
+        pytest.param("committed", 9, (), 2, ("compare", ()), id="what it holds is gone"),
+    ],
+)
+def test_a_named_point_is_gone_to_in_either_direction(
+    state: str, base: int, targets: tuple[int, ...], back_to: int, wanted: tuple[str, tuple[int, ...]]
+) -> None:
+    points = [point(n) for n in (1, 2, 3)]
+    ids = {n: f"{n:08d}-aa" for n in range(1, 10)}
+    held = cursor(state=state, base=ids[base], targets=tuple(ids[n] for n in targets))
+    found = plan.decide(held, points, store="S", back_to=ids[back_to])
+    assert (found.mode, found.since) == (wanted[0], tuple(ids[n] for n in wanted[1]))
+
+
+def test_a_vm_that_was_restored_over_is_compared() -> None:
+    before = point(1)
+    found = plan.distrust(before, before.disks[0], before.disks[0].disk, "", "vmx-19", "", "run-7")
+    assert found is not None and "restored" in found

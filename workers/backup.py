@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, members, plan, prune
+from workers import faults, members, plan, prune, template_point
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -33,11 +33,11 @@ from workers.models import (
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
-from workers.snapshot_point import SnapshotPoint, remove_snapshots, snapshot_name
+from workers.snapshot_point import SnapshotPoint, remove_snapshots
 from workers.store import Store, StoreWriter
 from workers.store.layout import SEGMENT
 from workers.sync import sync
-from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere import changes
 from workers.vsphere.session import Session, connect
 
 log = structlog.get_logger()
@@ -77,7 +77,11 @@ def _backup(live: Live) -> RunReport:
         live.note("the checkpoints of this run are given up: the store's newest restore point is another one now")
     live.remember(parent=parent)
     while True:
-        point = SnapshotPoint.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
+        point = template_point.take(live, session, uuid, quiesce=all(group.quiesce for group in _groups(live)))
+        if newest is not None and (reason := point.unchanged_since(newest)) is not None:
+            store.abandon(live.run.id)  # an earlier message may have registered it
+            live.note(reason)
+            return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
         try:
             with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
@@ -128,22 +132,6 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
         except UnderstudyError as second:
             log.warning(f"clean-up is left to the reaper: {second}", run=live.run.id, vm=live.run.vm)
         raise
-
-
-def clean_up(here: Here, run_id: str) -> None:
-    """What a failed backup run left: its snapshot, its unreferenced packs. Repeatable."""
-    ended = here.catalogue.run(run_id)
-    _, store_name, uuid = ended.target.split(":", 2)
-    session = connect(ended.site, here.settings.site(ended.site))
-    found = inventory.find_uuid(session, uuid)
-    if found is not None:
-        left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, run_id))
-        if left is not None:
-            snapshots.remove(session, found.identity.moref, left)
-        changes.tidy(session, found.identity.moref)
-    if store_name in here.settings.stores:
-        Store.open(here.settings.store(store_name).path).abandon(run_id)
-    here.catalogue.cleaned(run_id)
 
 
 class Chain:
@@ -197,7 +185,7 @@ class Chain:
             self._decide(disk, "full", why)
             return allocated
         known = self.live.recall(f"compare {disk.id}")
-        reason = known or self._distrust(before, disk)
+        reason = known or self.point.untracked or self._distrust(before, disk)
         answer = EMPTY
         if reason is None:
             try:
@@ -227,6 +215,7 @@ class Chain:
             self.point.host_build,
             self.point.config.hardware_version,
             self.point.tree,
+            self.point.restored,
         )
 
     def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
@@ -294,8 +283,8 @@ class Chain:
     def commit(self) -> RunReport:
         self._flush()
         self.live.check()
-        if not self.point.still_there():
-            raise SnapshotLost(f"the snapshot {self.point.moref} was removed while it was read")
+        if (why := self.point.lost()) is not None:
+            raise SnapshotLost(why)
         made = self.live.here.catalogue.slices(self.live.run.id)
         seq = self.parent.seq + 1 if self.parent else 1
         self.live.note(*self._unprotected(), *self.point.config.dropped)
@@ -313,6 +302,7 @@ class Chain:
             consistency=self.point.consistency,
             snapshot=self.point.moref,
             tree=self.point.tree,
+            restored=self.point.restored,
             host_build=self.point.host_build,
             config=self.point.config,
             nvram=nvram,

@@ -235,8 +235,6 @@ def find(here: Here, name: str) -> list[Member]:
             "Is it new? `understudy check` reads the inventories"
         )
     found = [member for member in members(here) if member.vm.identity.name == name]
-    if not found and any(vm.template for vm in known if vm.identity.name == name):
-        raise BadInput(f"{name} is a template: vSphere takes no snapshots of templates, so it is not backed up")
     if not found:
         raise BadInput(
             f"the VM {name} is under no group's policy; `understudy group why {name}` says why. Add its name or a "

@@ -67,8 +67,6 @@ class Roll:
             who = (vm.identity.site, vm.identity.instance_uuid)
             if vm.gone_since is not None:
                 found[who] = f"it is gone from its vCenter since {vm.gone_since:%Y-%m-%d %H:%M} UTC"
-            elif vm.template:
-                found[who] = "it is a template, of which vSphere takes no snapshots"
             elif vm.identity.instance_uuid in replicas:  # their names match easily
                 found[who] = "it is a replica of ours"
         return found

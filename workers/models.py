@@ -176,6 +176,8 @@ class RestorePoint(Model):
     snapshot: str
     #: plan.tree_fingerprint of the source at that time
     tree: str = ""
+    #: the restore run that last wrote to the source's disks past its change tracking
+    restored: str = ""
     host_build: str = ""
     config: VmConfig
     #: base64, where it could be read
@@ -282,6 +284,7 @@ class SyncPlan(Model):
 class RunKind(StrEnum):
     BACKUP = "backup"
     SYNC = "sync"
+    RESTORE = "restore"
 
 
 class RunState(StrEnum):

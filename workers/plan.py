@@ -161,12 +161,20 @@ def check_untouched(
 
 
 def decide(
-    cursor: Cursor | None, points: Sequence[RestorePoint], *, store: str, compare: str | None = None
+    cursor: Cursor | None,
+    points: Sequence[RestorePoint],
+    *,
+    store: str,
+    compare: str | None = None,
+    back_to: str | None = None,
 ) -> Decision:
-    """How to go to the newest of `points` (ordered by seq). `compare`: a reason not to trust the cursor."""
+    """How to go to the newest of `points` (ordered by seq), or to the one of them that a person named (`back_to`).
+
+    `compare`: a reason not to trust the cursor. A difference has no direction, so the way back is the way forward.
+    """
     if not points:
         return Decision("nothing", "there is no restore point yet; the first backup makes one")
-    newest = points[-1]
+    newest = next(p for p in points if p.id == back_to) if back_to is not None else points[-1]
     if cursor is None:
         return Decision("build", "there is no replica yet", (None,))
     if compare or cursor.compare:
@@ -177,7 +185,8 @@ def decide(
     if cursor.store != store:
         return Decision("compare", "the restore points come from another store than at the last sync")
     if cursor.state == "committed" and cursor.base == newest.id:
-        return Decision("nothing", f"the replica already holds the newest restore point {newest.id}")
+        which = "newest restore point" if back_to is None else "restore point"
+        return Decision("nothing", f"the replica already holds the {which} {newest.id}")
     states = (cursor.base, *cursor.targets)
     missing = [s for s in states if s is not None and s not in known]
     if missing:
@@ -185,7 +194,7 @@ def decide(
             "compare", f"the restore point {missing[0]} that the replica holds is not in the store any more"
         )
     ahead = [s for s in states if s is not None and known[s].seq > newest.seq]
-    if ahead:
+    if ahead and back_to is None:
         raise Refused(f"the replica holds {ahead[0]}, which is newer than the store's newest point {newest.id}")
     if cursor.state == "committed":
         return Decision("delta", f"the replica holds {cursor.base}", (cursor.base,))
@@ -270,9 +279,11 @@ def tree_fingerprint(snapshots: Sequence[SnapshotNode]) -> str:
 
 
 def distrust(
-    parent: RestorePoint, before: PointDisk, now: Disk, host_build: str, hardware: str, tree: str
+    parent: RestorePoint, before: PointDisk, now: Disk, host_build: str, hardware: str, tree: str, restored: str = ""
 ) -> str | None:
     """Why change tracking's answer since `parent` can not be trusted for this disk; None when nothing is unusual."""
+    if parent.restored != restored:
+        return "the VM was restored from a backup since the parent point, past its change tracking"
     if not before.disk.change_id:
         return "the parent point has no change id for this disk"
     if not now.change_id:

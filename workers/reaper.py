@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from workers.errors import FencedOut, WorkerLost
-from workers.models import Run
+from workers.models import Run, RunKind
 from workers.run import Here, give_up
 from workers.settings import seconds
 
@@ -52,10 +52,11 @@ def _unclean(here: Here) -> list[Run]:
         if run.site in here.settings.sites:
             found.append(run)
             continue
+        what = "pin in the store" if run.kind is RunKind.RESTORE else "snapshot in vCenter"
         here.catalogue.note(
             run.id,
-            f"its snapshot may still be there: the site {run.site} is not in the configuration any more; remove "
-            f"the snapshot that ends in {run.id} in vCenter",
+            f"its {what} may still be there: the site {run.site} is not in the configuration any more; remove "
+            f"the {what} whose name ends in {run.id}",
         )
         here.catalogue.cleaned(run.id)
     return found

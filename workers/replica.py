@@ -25,15 +25,19 @@ CURSOR = "understudy.cursor"
 class Replica:
     """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
-    def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
+    def __init__(
+        self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False, back_to: str | None = None
+    ) -> None:
         self.here = here
         self.pair = pair
         self.place = of_pair(here.settings, pair, last_groups_of(here, pair.source))
         self.site = here.settings.site(pair.site)
         self.store = Store.open(here.settings.store(pair.store).path)
         self.session: Session = connect(pair.site, self.site)
-        self.points = self._up_to(self.store.points(pair.source), goal)
+        self.points = self._up_to(self.store.points(pair.source), goal if back_to is None else None)
         self.goal = self.points[-1] if self.points else None
+        if back_to is not None:
+            self.goal = self._named(back_to)
         #: of a replica that is not there yet, and is not built from nothing
         self.beginning: Beginning | None = None
         self.state: VmState | None = self._find()
@@ -52,7 +56,7 @@ class Replica:
             self.evidence = replica.content_evidence(self.state)
             cids = self._cids() if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
-        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt, back_to=back_to)
         if self.state is None and self.beginning is None and self.place.seed is not None and self.goal is not None:
             self.beginning = of_seed(self.session, self.site.datastores, pair, self.place, self.goal)
         if self.beginning is not None:
@@ -69,6 +73,15 @@ class Replica:
         """A run keeps the point that it began with, for its checkpoints are about that point."""
         ids = [p.id for p in points]
         return points[: ids.index(goal) + 1] if goal in ids else points
+
+    def _named(self, wanted: str) -> RestorePoint:
+        found = next((p for p in self.points if p.id == wanted), None)
+        if found is None:
+            raise NotFound(
+                f"the restore point {wanted} of {self.pair.vm} is not in the store {self.pair.store} any more; nothing "
+                f"was written. It has {', '.join(p.id for p in self.points) or 'none'}"
+            )
+        return found
 
     def _note(self, reason: str) -> None:
         """A reason for people; only a run has somewhere to keep it."""

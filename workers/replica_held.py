@@ -18,13 +18,25 @@ from workers.run import Live
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
 
+#: in a run's memory: the restore point that a person named; without it a sync goes to the newest
+BACK_TO = "back to"
+
+#: ends the witness of a pair that must stay where it is, so that the pause outlives the catalogue
+PAUSED = " paused"
+
 
 class HeldReplica(Replica):
     """What every step of a sync needs. Nothing here may be used by a worker that does not hold the run."""
 
     def __init__(self, live: Live, pair: Pair) -> None:
         self.live = live
-        super().__init__(live.here, pair, goal=live.recall("point"), discard=live.recall("discard") is not None)
+        super().__init__(
+            live.here,
+            pair,
+            goal=live.recall("point"),
+            discard=live.recall("discard") is not None,
+            back_to=live.recall(BACK_TO),
+        )
 
     def _note(self, reason: str) -> None:
         self.live.note(reason)
@@ -165,7 +177,8 @@ class HeldReplica(Replica):
 
     def _witness(self, cursor: Cursor) -> str:
         """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""
-        return f"{cursor.realm} {cursor.pair} fence={cursor.fence} generation={self.pair.generation} base={cursor.base}"
+        text = f"{cursor.realm} {cursor.pair} fence={cursor.fence} generation={self.pair.generation} base={cursor.base}"
+        return text + (PAUSED if self.pair.paused is not None else "")
 
     def _sync_point(self, cursor: Cursor) -> SyncPoint:
         assert cursor.base is not None and self.state is not None

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
-from workers import faults, plan
+from workers import faults, nvram, plan
 from workers.destination import datastore_of, differences
-from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
+from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, RunReport, Slice
 from workers.point import Reader
 from workers.replica_held import nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
-from workers.transfer import copy
-from workers.vsphere import inventory, replica, snapshots
+from workers.transfer import copy, in_slices
+from workers.vsphere import replica, snapshots
 
 #: disk work between two checkpoints: a worker that dies repeats at most this much
 SLICE = 1 << 30
@@ -79,7 +77,7 @@ class ReplicaTarget(NewReplica):
         with self._locked():
             self._unseal()
             self._own(changes)
-            self._write_nvram()
+            nvram.write(self.goal.nvram, self.session, self.state.identity.moref, self.site.datastores, self._note)
         return extents
 
     def _begun(self) -> bool:
@@ -115,6 +113,8 @@ class ReplicaTarget(NewReplica):
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
         assert self.goal is not None
+        if self.goal.config.template:
+            self._note("the source is a template; its replica is a VM, and a restore from a backup makes it a template")
         named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
         for excluded in self.place.excluded_disks:
             if excluded not in named:
@@ -242,16 +242,7 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        start = end = held = 0
-        for offset, length in todo.cut(SLICE):
-            if held and held + length > SLICE:
-                yield start, end
-                held = 0
-            if not held:
-                start = offset
-            end, held = offset + length, held + length
-        if held:
-            yield start, end
+        return in_slices(todo, SLICE)
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -320,22 +311,3 @@ class ReplicaTarget(NewReplica):
                 "nothing was committed. If production runs on it, keep it; if not, power it off and run "
                 "`understudy sync --discard-changes`, which compares all of it"
             )
-
-    def _write_nvram(self) -> None:
-        assert self.goal is not None and self.state is not None
-        if self.goal.nvram is None:
-            return
-        file = inventory.nvram_path(self.session, self.state.identity.moref)
-        if file is None:
-            self._note("the NVRAM was not written: vCenter names no file for it yet")
-            return
-        wanted = base64.b64decode(self.goal.nvram)
-        path = datastore_file(self.site.datastores, file)
-        try:
-            if not path.exists() or path.read_bytes() != wanted:
-                with open(path, "wb") as opened:
-                    opened.write(wanted)
-                    opened.flush()
-                    os.fsync(opened.fileno())
-        except OSError as err:
-            self._note(f"the NVRAM (firmware settings) was not written to {path}: {err.strerror}; check its rights")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from workers.models import Pair, RestorePoint, RunReport, SyncPlan
+from workers import faults
+from workers.models import Pair, RestorePoint, RunReport, RunState, SyncPlan
 from workers.point import Reader
 from workers.replica import Replica
+from workers.replica_held import BACK_TO
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.store import Store
@@ -28,7 +30,17 @@ def preview(here: Here, pair: Pair, *, discard: bool = False) -> SyncPlan:
 
 def _replicate(live: Live) -> RunReport:
     pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
+    back_to = live.recall(BACK_TO)
+    if pair.paused is not None and back_to is None and live.recall("point") is None:
+        # whoever requested it may have looked before the pause: the last look is this one
+        reason = f"nothing was done, for the pair is paused: {pair.paused}"
+        live.note(reason)
+        return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     target = ReplicaTarget(live, pair)
+    if back_to is not None and pair.paused is None:  # before a byte is written, so that no tick comes in between
+        reason = f"rolled back to {back_to} on request; it stays there until it is resumed"
+        target.pair = live.here.catalogue.pause(pair.id, reason)
+        faults.at("rollback.paused")
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
 
 from workers import prune, retention
 from workers.catalogue import PointSummary
-from workers.errors import NotFound, UnderstudyError
+from workers.errors import BadInput, NotFound, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint
 from workers.run import Here
 from workers.store import Store
@@ -46,7 +47,7 @@ class Kept(Model):
 
 def kept(here: Here, name: str) -> list[Kept]:
     """By store and number. Raises `NotFound` when no VM of that name or instance UUID was ever seen."""
-    uuids = _uuids(here, name)
+    uuids = uuids_of(here, name)
     found = []
     for store, configured in here.settings.stores.items():
         for uuid in uuids:
@@ -58,7 +59,56 @@ def kept(here: Here, name: str) -> list[Kept]:
     return found
 
 
-def _uuids(here: Here, name: str) -> list[str]:
+#: how a time may be written where a restore point is asked for; UTC where no offset is given
+_TIMES = "2026-11-20, '2026-11-20 08:00' or 2026-11-20T08:00:00+01:00"
+
+P = TypeVar("P", bound="Dated")
+
+
+class Dated(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def data_time(self) -> datetime: ...
+
+
+def choose(points: Sequence[P], wanted: str, *, whose: str) -> P:
+    """The point that is meant: "newest", an id or its start, or a time: then the newest of that time or before.
+
+    A time chooses among points by when their data is of; of two of the same time the later number counts.
+    """
+    if not points:
+        raise NotFound(f"there is no restore point of {whose} yet; `understudy backup {whose}` makes one")
+    ordered = sorted(points, key=lambda point: point.seq)
+    if wanted == "newest":
+        return ordered[-1]
+    starting = [point for point in ordered if point.id.startswith(wanted)]
+    if len(starting) == 1:
+        return starting[0]
+    if len(starting) > 1:
+        names = ", ".join(point.id for point in starting[:4])
+        raise BadInput(f"{wanted!r} starts {len(starting)} restore points of {whose}, e.g. {names}; give more of it")
+    try:
+        moment = datetime.fromisoformat(wanted)
+    except ValueError as err:
+        raise NotFound(
+            f"{wanted!r} is no restore point of {whose}: give 'newest', an id or its start, or a time, e.g. {_TIMES} "
+            f"(`understudy points {whose}` lists them)"
+        ) from err
+    moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    before = [point for point in ordered if point.data_time <= moment]
+    if not before:
+        first = min(ordered, key=lambda point: point.data_time)
+        raise NotFound(
+            f"there is no restore point of {whose} as old as {wanted}; the oldest is of "
+            f"{first.data_time:%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return max(before, key=lambda point: (point.data_time, point.seq))
+
+
+def uuids_of(here: Here, name: str) -> list[str]:
     known = [vm.identity for vm in here.catalogue.inventory()]
     found = [vm.instance_uuid for vm in known if name in (vm.name, vm.instance_uuid)]
     # A VM that was renamed is still found by the name that its points have.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import datetime
 from typing import cast
 
-from workers import faults, plan
+from workers import faults, nvram, plan
 from workers.disks.file import FileReader, datastore_file
-from workers.errors import ChangeTrackingUnusable, NotFound, Refused, UnderstudyError
-from workers.models import Consistency, Disk, VmConfig, VmState
+from workers.errors import ChangeTrackingUnusable, NotFound, Refused
+from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
 from workers.point import Reader
 from workers.run import Live
-from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere import changes, inventory, restoring, snapshots
 from workers.vsphere.session import Session
 
 #: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
@@ -23,15 +22,18 @@ REMOVAL_WAIT = 20.0
 
 
 def snapshot_name(realm: str, run_id: str) -> str:
-    return f"{_prefix(realm)}{run_id}"
+    return f"{prefix(realm)}{run_id}"
 
 
-def _prefix(realm: str) -> str:
+def prefix(realm: str) -> str:
     return f"understudy/{realm[:8]}/backup/"
 
 
 class SnapshotPoint:
     """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
+
+    #: why nobody can say what changed, whatever change tracking answers
+    untracked: str | None = None
 
     def __init__(
         self, live: Live, session: Session, state: VmState, moref: str, consistency: Consistency, taken: datetime
@@ -45,14 +47,15 @@ class SnapshotPoint:
         # Of the moment of the snapshot: a later message may find the VM on another host.
         self.host_build = live.recall("host_build") or ""
         self.tree = live.recall("tree") or ""
+        self.restored = state.notes.get(restoring.RESTORED, "")
         self.mounts = live.here.settings.site(live.run.site).datastores
-        self.config: VmConfig = inventory.vm_config(session, state.identity.moref, moref)
+        self.config: VmConfig = state.config if state.config.template else self._frozen_config()
         self.disks: dict[str, Disk] = {d.id: d for d in self.config.disks if d.unprotected is None}
 
     @classmethod
     def take(cls, live: Live, session: Session, uuid: str, *, quiesce: bool) -> SnapshotPoint:
         """The run's snapshot: the one that an earlier message made, or a new one."""
-        state = _state(session, uuid, live.run.vm)
+        state = state_of(session, uuid, live.run.vm)
         vm, name = state.identity.moref, snapshot_name(live.here.catalogue.realm, live.run.id)
         found = snapshots.find(session, vm, name)
         known = live.recall("snapshot")
@@ -63,11 +66,18 @@ class SnapshotPoint:
                 live.remember(snapshot=None)
             else:
                 consistency = cast(Consistency, live.recall("consistency"))
-                return cls(live, session, state, known, consistency, _time(live.recall("taken")))
+                return cls(live, session, state, known, consistency, time_of(live.recall("taken")))
         live.remember(snapshot=UNNAMED)
-        remove_snapshots(live, session, uuid)  # also one that was made but not remembered: its time is unknown
+        others = remove_snapshots(live, session, uuid)  # also one of ours that was not remembered: its time is unknown
+        if others:
+            live.remember(snapshot=None)
+            raise Refused(
+                f"the snapshot {others[0]!r} on {live.run.vm} is of a run that this catalogue does not know to have "
+                "ended, so nothing was done. Was the catalogue lost? `understudy rebuild` ends such runs and has their "
+                "snapshots removed"
+            )
         try:
-            if changes.enable(session, _state(session, uuid, live.run.vm)):
+            if changes.enable(session, state_of(session, uuid, live.run.vm)):
                 live.note("change tracking was off and has been enabled; this run reads the whole disks")
         except ChangeTrackingUnusable as err:
             live.note(f"change tracking stays off: {err}")
@@ -82,7 +92,7 @@ class SnapshotPoint:
         )
         faults.at("snapshot.after")
         live.note(*notes)
-        state = _state(session, uuid, live.run.vm)
+        state = state_of(session, uuid, live.run.vm)
         live.remember(
             snapshot=moref,
             consistency=consistency,
@@ -95,27 +105,25 @@ class SnapshotPoint:
     def reader(self, disk: str) -> Reader:
         return FileReader(datastore_file(self.mounts, self.disks[disk].file))
 
-    def still_there(self) -> bool:
+    def _frozen_config(self) -> VmConfig:
+        return inventory.vm_config(self.session, self.state.identity.moref, self.moref)
+
+    def lost(self) -> str | None:
+        """Why what was read is not of one moment; None when all is well."""
         name = snapshot_name(self.live.here.catalogue.realm, self.live.run.id)
-        return snapshots.find(self.session, self.state.identity.moref, name) == self.moref
+        if snapshots.find(self.session, self.state.identity.moref, name) == self.moref:
+            return None
+        return f"the snapshot {self.moref} was removed while it was read"
+
+    def unchanged_since(self, parent: RestorePoint) -> str | None:
+        """Why there is nothing new, as far as that is known without looking at the disks."""
+        return None
 
     def nvram(self) -> str | None:
-        """The firmware's variables (UEFI boot entries), base64; None with a note where they can not be read."""
-        file: str | None = None
-        try:
-            file = inventory.nvram_path(self.session, self.state.identity.moref)
-            if file is None:
-                return None
-            return base64.b64encode(datastore_file(self.mounts, file).read_bytes()).decode()
-        except (UnderstudyError, OSError) as err:
-            why = f"{err.filename or file}: {err.strerror}" if isinstance(err, OSError) else err
-            self.live.note(
-                f"the NVRAM was not read ({why}); a VM built from this point starts with empty firmware settings"
-            )
-            return None
+        return nvram.read(self.session, self.state.identity.moref, self.mounts, self.live.note)
 
 
-def _state(session: Session, uuid: str, name: str) -> VmState:
+def state_of(session: Session, uuid: str, name: str) -> VmState:
     found = inventory.find_uuid(session, uuid)
     if found is None:
         raise NotFound(
@@ -123,26 +131,51 @@ def _state(session: Session, uuid: str, name: str) -> VmState:
             "If it was created again, the new VM has another identity: back that one up by its name"
         )
     state = inventory.vm_state(session, found.identity.moref)
-    if state.config.template:
-        raise Refused(f"{name} is a template; vSphere makes no snapshots of templates")
+    check_whole(state)
     return state
 
 
-def remove_snapshots(live: Live, session: Session, uuid: str) -> None:
-    """All backup snapshots of our realm on this VM: at most one run is live per chain, so none of them is needed."""
+def check_whole(state: VmState) -> None:
+    """Raise `Refused` while a restore is at work on the VM, or has died on it: its disks are a mixture."""
+    if restoring.MARKER in state.notes:
+        raise Refused(
+            f"{state.identity.name} is half restored: it is backed up when that is done. Is no restore at work on it "
+            "(`understudy runs`)? Then start it again"
+        )
+
+
+def remove_snapshots(live: Live, session: Session, uuid: str) -> list[str]:
+    """The backup snapshots of our realm on this VM whose runs are known to have ended, and this run's. Names of others.
+
+    A run that the catalogue does not know may be at work: the catalogue may have been rebuilt.
+    """
     found = inventory.find_uuid(session, uuid)
     if found is None:
-        return
-    prefix = _prefix(live.here.catalogue.realm)
+        return []
+    ours = prefix(live.here.catalogue.realm)
+    left: list[str] = []
     known = {moref} - {UNNAMED} if (moref := live.recall("snapshot")) is not None else set()
     for node in inventory.vm_state(session, found.identity.moref).snapshots:
-        if node.name.startswith(prefix):
-            known.discard(node.moref)
-            snapshots.remove(session, found.identity.moref, node.moref, wait=REMOVAL_WAIT)
+        if not node.name.startswith(ours):
+            continue
+        if not _ended(live, node.name.removeprefix(ours)):
+            left.append(node.name)
+            continue
+        known.discard(node.moref)
+        snapshots.remove(session, found.identity.moref, node.moref, wait=REMOVAL_WAIT)
     for moref in known:  # off the list already, but its disks may still be consolidated, or have failed to be
         snapshots.remove(session, found.identity.moref, moref, wait=REMOVAL_WAIT)
+    return left
 
 
-def _time(text: str | None) -> datetime:
+def _ended(live: Live, run_id: str) -> bool:
+    """Ours, or one that is known to be over."""
+    try:
+        return run_id == live.run.id or not live.here.catalogue.run(run_id).live
+    except NotFound:
+        return False
+
+
+def time_of(text: str | None) -> datetime:
     assert text is not None
     return datetime.fromisoformat(text)

@@ -13,6 +13,7 @@ from workers.errors import NotFound
 from workers.grace import farewell
 from workers.members import Roll
 from workers.models import Model, Pair, Run, RunKind, RunState, SyncPoint
+from workers.replica_held import BACK_TO
 from workers.run import Here
 
 
@@ -221,4 +222,4 @@ def _unknown(name: str, lines: Sequence[Protected], vms: Iterable[KnownVm]) -> s
 
 def kind_of(run: Run) -> str:
     """What a run does, for people."""
-    return "backup" if run.kind is RunKind.BACKUP else "sync"
+    return "rollback" if run.kind is RunKind.SYNC and BACK_TO in run.memory else str(run.kind)

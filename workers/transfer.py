@@ -101,6 +101,20 @@ def copy(
     return Copied(extents.end if work.next is None else work.next, work.read, work.written)
 
 
+def in_slices(todo: Extents, most: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of parts of a disk that hold up to `most` bytes of `todo` each, in order."""
+    start = end = held = 0
+    for offset, length in todo.cut(most):
+        if held and held + length > most:
+            yield start, end
+            held = 0
+        if not held:
+            start = offset
+        end, held = offset + length, held + length
+    if held:
+        yield start, end
+
+
 def _changed(src: Reader, against: Reader, batch: list[tuple[int, int]]) -> list[Piece]:
     """What differs. Where digests prove that it does not, `src` is not read: it may be far away."""
     held = against.read(batch)

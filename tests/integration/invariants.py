@@ -8,7 +8,7 @@ from collections import Counter
 from pyVmomi import vim
 
 from tests.integration.world import World
-from workers import backup, plan
+from workers import plan, snapshot_point
 from workers.errors import NotFound
 from workers.models import Cursor, Run, RunKind, RunState, VmState
 from workers.replica import CURSOR
@@ -58,7 +58,7 @@ def check(world: World, name: str) -> None:
 def _source(world: World, name: str) -> None:
     ours = [node.name for node in world.state(name).snapshots if node.name.startswith("understudy")]
     run = live_run(world, name, RunKind.BACKUP)
-    allowed = set() if run is None else {backup.snapshot_name(world.catalogue.realm, run.id)}
+    allowed = set() if run is None else {snapshot_point.snapshot_name(world.catalogue.realm, run.id)}
     if run is not None:
         allowed.add("understudy: enable change tracking")
     assert set(ours) <= allowed and len(ours) <= 1, (ours, allowed)

@@ -11,7 +11,7 @@ from pyVmomi import vim
 from tests.integration import invariants
 from tests.integration.child import Forked, work
 from tests.integration.world import MIB, World
-from workers import backup
+from workers import left_behind
 from workers.errors import Touched, UnderstudyError
 from workers.models import Run, RunKind, RunState
 from workers.run import Here, give_up
@@ -313,7 +313,7 @@ class Life:
     def _clean(self) -> None:
         for run in self.world.catalogue.unclean_runs():
             if run.vm == self.name:
-                backup.clean_up(self.world.here, run.id)
+                left_behind.clean_up(self.world.here, run.id)
 
     def _learn_points(self, run: Run) -> None:
         """The frozen state of a snapshot is that of the moment it was made: nothing is written during an attempt."""

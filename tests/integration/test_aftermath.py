@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration import invariants
 from tests.integration.world import MIB, World
-from workers import backup, reaper, replicate
+from workers import backup, left_behind, reaper, replicate
 from workers.errors import UnderstudyError
 from workers.models import RunState
 
@@ -97,7 +97,7 @@ def test_a_backup_that_failed_without_a_snapshot_does_not_keep_prune_waiting(wor
     with pytest.raises(UnderstudyError, match="not in this vCenter any more"):
         backup.run(world.here, dead.id)
     for run in reaper.reap(world.here).unclean:
-        backup.clean_up(world.here, run.id)
+        left_behind.clean_up(world.here, run.id)
     assert world.store.runs() == []
     world.store.prune()
     assert world.store.prune().waiting == 0
@@ -111,7 +111,7 @@ def test_a_run_given_up_before_it_could_note_its_snapshot_leaves_none(world: Wor
     world.killed_at(dead, step)
     world.give_up(dead.id)
     assert [run.id for run in reaper.reap(world.here).unclean] == [dead.id]
-    backup.clean_up(world.here, dead.id)
+    left_behind.clean_up(world.here, dead.id)
     assert world.state(name).snapshots == ()
     assert reaper.reap(world.here).unclean == []
 

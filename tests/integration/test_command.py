@@ -129,6 +129,14 @@ def test_from_init_to_a_replica_in_sync(understudy: Command) -> None:
     understudy("sync", "web-01", "--wait")
     assert understudy.table("runs", "--limit", "1")[0]["state"] == "nothing new"
 
+    wished = ("restore", "web-01", "--point", point["id"][:10], "--to", "web-01-old")
+    assert "a new VM on ds1, prod/web-01-old" in understudy.look(*wished, "--plan")
+    (restored,) = understudy.json(*wished, "--wait")
+    assert (restored["state"], restored["kind"]) == ("succeeded", "restore")
+    assert world.state("web-01-old").config.disks[0].capacity == 16 * MIB
+    assert understudy.table("rollback", "web-01", "--to", "newest", "--plan")[0]["nothing_new"]
+    assert understudy.table("rebuild")["realm"] == world.catalogue.realm
+
 
 def test_a_vm_that_is_too_new_for_the_inventory_is_looked_for(understudy: Command) -> None:
     world = understudy.world

@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration import invariants
 from tests.integration.world import MIB, World
-from workers import backup, replicate, snapshot_point
+from workers import backup, left_behind, replicate, snapshot_point
 from workers.errors import Refused, UnderstudyError
 from workers.models import RunState
 from workers.settings import Keep
@@ -38,7 +38,7 @@ def test_a_snapshot_that_can_not_be_removed_is_no_success(world: World) -> None:
     assert world.catalogue.newest_points()[-1].vm == uuid
     assert [r.id for r in world.catalogue.unclean_runs()] == [run.id]
     world.prod.control(clear=True)
-    backup.clean_up(world.here, run.id)
+    left_behind.clean_up(world.here, run.id)
     assert world.state("left").snapshots == ()
     assert world.catalogue.unclean_runs() == []
 

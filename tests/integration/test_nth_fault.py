@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from tests.integration import invariants
 from tests.integration.child import Broken, Forked, work
 from tests.integration.world import MIB, Vcenter, World
-from workers import backup
+from workers import left_behind
 from workers.catalogue import Catalogue
 from workers.errors import UnderstudyError
 from workers.models import Run, RunKind, RunState
@@ -139,7 +139,7 @@ def play(world: World, flow: Flow, inject: Inject, *, stride: int) -> None:
             if ended.error is not None:
                 invariants.assert_sentence(ended.error)
             if ended.state is RunState.FAILED and ended.kind is RunKind.BACKUP:
-                backup.clean_up(world.here, run.id)  # as the reaper has it done
+                left_behind.clean_up(world.here, run.id)  # as the reaper has it done
             flow.finish(run)
         except BaseException as err:
             err.add_note(f"after call {number} ({hit}); the run says: {ended.state}, {ended.error}")

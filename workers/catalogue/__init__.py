@@ -35,6 +35,7 @@ from workers.catalogue import memberships as _memberships
 from workers.catalogue import migrations, schema
 from workers.catalogue import pairs as _pairs
 from workers.catalogue import points as _points
+from workers.catalogue import rebuilding as _rebuilding
 from workers.catalogue import runs as _runs
 from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
@@ -99,6 +100,11 @@ class Catalogue(Database):
                 self._realm = conn.execute(sa.select(schema.realm.c.id)).scalar_one()
         return self._realm
 
+    def take_over_realm(self, realm: str) -> None:
+        """See workers/catalogue/rebuilding.py. Other processes that have this catalogue open must be started again."""
+        _rebuilding.take_over_realm(self, realm)
+        self._realm = None
+
     record_inventory = _inventory.record_inventory
     inventory = _inventory.inventory
     inventory_failed = _inventory.inventory_failed
@@ -160,6 +166,12 @@ class Catalogue(Database):
     points = _points.points
     newest_points = _points.newest_points
     drop_point = _points.drop_point
+
+    is_new = _rebuilding.is_new
+    keep_fence = _rebuilding.keep_fence
+    adopt_points = _rebuilding.adopt_points
+    adopt_pair = _rebuilding.adopt_pair
+    adopt_lost_run = _rebuilding.adopt_lost_run
 
     record_failure = _failures.record_failure
     failures = _failures.failures

@@ -148,13 +148,14 @@ def used_slots(db: Database, kind: RunKind) -> dict[str, str]:
         return {target: slot for target, slot in conn.execute(query.group_by(R.target)) if slot is not None}
 
 
-#: what a failed backup run leaves behind until a worker of its site has removed it
-LEFT_BEHIND = "snapshot"
+#: keys of a run's memory: what a failed run leaves behind until a worker of its site has removed it
+LEFT_BEHIND = ("snapshot", "pinned")
 
 
 def unclean_runs(db: Database, limit: int = 100) -> list[Run]:
     """Failed runs that left something behind, the oldest first."""
-    left = sa.cast(R.memory, sa.Text).like(f'%"{LEFT_BEHIND}"%')
+    memory = sa.cast(R.memory, sa.Text)
+    left = sa.or_(*(memory.like(f'%"{key}"%') for key in LEFT_BEHIND))
     return _list(db, _select().where((R.state == RunState.FAILED) & left).order_by(R.number).limit(limit))
 
 
@@ -162,7 +163,7 @@ def cleaned(db: Database, run_id: str) -> None:
     """What the ended run left behind has been removed."""
     with db.write() as conn:
         run = get(conn, run_id, lock=True)
-        memory = {key: value for key, value in run.memory.items() if key != LEFT_BEHIND}
+        memory = {key: value for key, value in run.memory.items() if key not in LEFT_BEHIND}
         conn.execute(sa.update(schema.runs).where(R.id == run_id).values(memory=memory))
 
 

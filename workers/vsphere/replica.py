@@ -281,6 +281,7 @@ def _reconfigure(
 ) -> None:
     places: dict[str, str] = json.loads(state.notes.get(DISKS, "{}"))
     here = disk_map(state)
+    taken = {*places.values(), *(place_of(disk, state.config.controllers) for disk in state.config.disks)}
     devices: list[Any] = []
     added = []
     for change in changes:
@@ -289,7 +290,8 @@ def _reconfigure(
             new = next((d for d in point.disks if d.id == change.disk), None)
             if new is None:
                 raise BadInput(f"{change.label} is to be added but is not in the configuration of the point")
-            new = free_place(new.model_copy(update={"capacity": change.capacity}), point.controllers, places.values())
+            new = free_place(new.model_copy(update={"capacity": change.capacity}), point.controllers, taken)
+            taken.add(place_of(new, point.controllers))
             added.append(new)
             places[change.disk] = place_of(new, point.controllers)
         elif disk is None:

@@ -1,0 +1,44 @@
+"""Restores and rollbacks on request: shown before, requested, sent, and followed if somebody waits."""
+
+from __future__ import annotations
+
+from tasks import show, tables
+from tasks.app import here
+from tasks.ask import request
+from workers import restore as restoring
+from workers import rollback as rolling
+from workers.restore_order import Wish
+
+
+def restore(wish: Wish, *, wait: bool, as_json: bool) -> None:
+    request([wish.vm], lambda _: [restoring.request(here(), wish)], wait=wait, as_json=as_json)
+
+
+def plan_restore(wish: Wish, *, as_json: bool) -> None:
+    made = restoring.preview(here(), wish)
+    if as_json:
+        return show.as_json(made)
+    show.say(f"{made.vm}: {made.what}, {made.where}, from the restore point {made.point}")
+    rows = show.table("disk", "size", "data", right=("size", "data"))
+    for disk in made.disks:
+        rows.add_row(disk.label, show.size(disk.capacity), show.size(disk.bytes))
+    show.console().print(rows)
+    if made.left_out:
+        show.say(f"not restored: {', '.join(made.left_out)}")
+    for objection in made.objections:
+        show.say(f"it would be refused now: {objection}")
+
+
+def rollback(vm: str, to: str | None, target: str | None, *, wait: bool, as_json: bool) -> None:
+    pair = rolling.pair_of(here(), vm, target)
+    goal = rolling.goal_of(here(), pair, to)
+    request([vm], lambda _: [rolling.request(here(), pair, goal.id)], wait=wait, as_json=as_json)
+
+
+def plan_rollback(vm: str, to: str | None, target: str | None, *, as_json: bool) -> None:
+    pair = rolling.pair_of(here(), vm, target)
+    made = rolling.preview(here(), pair, rolling.goal_of(here(), pair, to).id)
+    name = f"{pair.site}/{pair.replica_name}"
+    if as_json:
+        return show.as_json([{"replica": name, **made.model_dump(mode="json")}])
+    tables.plan(made, name)

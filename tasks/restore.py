@@ -1,0 +1,48 @@
+"""Restores and rollbacks as tasks: the requests that people enqueue, and a restore run's work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+from pydantic import ValidationError
+
+from tasks.app import app, here
+from tasks.dispatch import go_on, only_known, send_requested
+from workers import restore, rollback
+from workers.errors import BadInput
+from workers.restore_order import Wish
+
+
+@app.task(name="understudy.restore", throws=(BadInput,))
+def request(vm: Any = None, *more: Any, yes: Any = False, **wish: Any) -> list[dict[str, Any]]:
+    """Restore this VM. The same words as the command's options, e.g. point, to, over_original (then also yes=true)."""
+    only_known("understudy.restore takes vm (a VM's name) and the options of the command by name", more, {})
+    try:
+        wished = Wish.model_validate({"vm": vm, **wish})
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"understudy.restore: {where}: {first['msg']}; nothing was requested") from err
+    if wished.over_original and yes is not True:
+        raise BadInput(f"this writes over {wished.vm}: say yes=true as well; nothing was requested")
+    return send_requested([restore.request(here(), wished)])
+
+
+@app.task(name="understudy.restore.run", bind=True)
+def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
+    """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
+    report = restore.run(here(), run)
+    go_on(report)
+    return report.model_dump(mode="json")
+
+
+@app.task(name="understudy.rollback", throws=(BadInput,))
+def roll_back(vm: Any = None, to: Any = None, target: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
+    """Bring this VM's replica to a restore point (without one to that before the present one), and pause the pair."""
+    only_known("understudy.rollback takes vm, to (a restore point) and target (a recovery target)", more, unknown)
+    for name, value in (("vm", vm), ("to", to), ("target", target)):
+        if not isinstance(value, str) and (name == "vm" or value is not None):
+            raise BadInput(f"{name} is a text, not {value!r}; nothing was requested")
+    pair = rollback.pair_of(here(), vm, target)
+    return send_requested([rollback.request(here(), pair, rollback.goal_of(here(), pair, to).id)])

@@ -1,0 +1,43 @@
+"""What a failed run left behind, removed by a worker of its site: snapshots, unreferenced packs, pins."""
+
+from __future__ import annotations
+
+from workers.models import Run, RunKind
+from workers.restore_held import holder
+from workers.restore_order import Order
+from workers.run import Here
+from workers.snapshot_point import snapshot_name
+from workers.store import Store
+from workers.vsphere import changes, inventory, snapshots
+from workers.vsphere.session import connect
+
+
+def clean_up(here: Here, run_id: str) -> None:
+    """Repeatable; then the catalogue knows that nothing is left."""
+    ended = here.catalogue.run(run_id)
+    if ended.kind is RunKind.RESTORE:
+        _unpin(here, ended)
+    else:
+        _remove_snapshot(here, ended)
+    here.catalogue.cleaned(run_id)
+
+
+def _remove_snapshot(here: Here, ended: Run) -> None:
+    _, store_name, uuid = ended.target.split(":", 2)
+    session = connect(ended.site, here.settings.site(ended.site))
+    found = inventory.find_uuid(session, uuid)
+    if found is not None:
+        left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, ended.id))
+        if left is not None:
+            snapshots.remove(session, found.identity.moref, left)
+        changes.tidy(session, found.identity.moref)
+    if store_name in here.settings.stores:
+        Store.open(here.settings.store(store_name).path).abandon(ended.id)
+
+
+def _unpin(here: Here, ended: Run) -> None:
+    """The pin of a restore. The half restored VM stays, marked, for the next try."""
+    order = Order.model_validate_json(ended.memory["order"])
+    if order.store in here.settings.stores:
+        store = Store.open(here.settings.store(order.store).path)
+        store.unpin(order.source, order.point, holder(here.catalogue.realm, ended.id))

@@ -1,0 +1,74 @@
+"""Roll a replica back, or forwards again, to a restore point that a person names: by differences, then it stays there.
+
+It is a sync to another goal than the newest point. The pair is paused before anything is written, or the next
+tick would undo what was asked for.
+"""
+
+from __future__ import annotations
+
+from workers.catalogue import PointSummary
+from workers.errors import BadInput, NotFound, Refused
+from workers.models import Pair, Run, RunKind, SyncPlan, Trigger
+from workers.replica import Replica
+from workers.replica_held import BACK_TO
+from workers.replicate import target_of
+from workers.restore_points import choose
+from workers.run import Here
+
+
+def pair_of(here: Here, vm: str, target: str | None) -> Pair:
+    """The pair of this VM (name or instance UUID); `target` says which where it has several."""
+    found = [p for p in here.catalogue.pairs(vm) if target in (None, p.recovery_target)]
+    if not found:
+        wanted = f"to the recovery target {target} " if target else ""
+        raise NotFound(f"the VM {vm} has no replica {wanted}here; `understudy status` shows those there are")
+    if len(found) > 1:
+        names = ", ".join(f"{p.recovery_target} ({p.site}/{p.replica_name})" for p in found)
+        raise BadInput(f"{vm} has {len(found)} replicas; say which with --target: {names}")
+    return found[0]
+
+
+def goal_of(here: Here, pair: Pair, wanted: str | None) -> PointSummary:
+    """The restore point to go to; None is the one before the present one."""
+    points = here.catalogue.points(pair.source, pair.store)
+    if wanted is not None:
+        return choose(points, wanted, whose=pair.vm)
+    held = here.catalogue.sync_point(pair.id)
+    if held is None:
+        raise Refused(f"the replica of {pair.vm} has no sync point yet, so there is nothing to go back from")
+    before = [p for p in points if p.seq < _sequence(points, held.point)]
+    if not before:
+        raise NotFound(
+            f"there is no restore point of {pair.vm} before {held.point}, which the replica holds; "
+            f"`understudy points {pair.vm}` lists those there are"
+        )
+    return before[-1]
+
+
+def _sequence(points: list[PointSummary], held: str) -> int:
+    """A point that is retired by now still says its number, with which its id begins."""
+    return next((p.seq for p in points if p.id == held), int(held.partition("-")[0]))
+
+
+def request(here: Here, pair: Pair, point: str) -> tuple[Run, bool]:
+    """The run that brings the pair's replica to `point`, or the live one that does just that."""
+    run, made = here.catalogue.request_run(
+        RunKind.SYNC,
+        target_of(pair.id),
+        vm=pair.vm,
+        site=pair.site,
+        trigger=Trigger.AD_HOC,
+        pair=pair.id,
+        memory={BACK_TO: point},
+    )
+    if run.memory.get(BACK_TO) != point:
+        raise Refused(
+            f"run {run.id} is at work on the replica {pair.replica_name} just now; nothing was requested. "
+            f"Wait until it has ended (`understudy show {run.id}`), then ask again"
+        )
+    return run, made
+
+
+def preview(here: Here, pair: Pair, point: str) -> SyncPlan:
+    """What the rollback would do now, and why. Reads only."""
+    return Replica(here, pair, back_to=point).plan()
