@@ -222,9 +222,14 @@ class Life:
         self._clean()
 
     def prune(self) -> None:
+        """And compact, sometimes a slice only: later events meet a store whose points are half exchanged."""
         if self.rng.random() < 0.5:
-            self._fork(lambda: self.world.store.prune(), "prune")
+            self._fork(self._free, "prune")
+        self._free()
+
+    def _free(self) -> None:
         self.world.store.prune()
+        self.world.store.compact(below=0.9, seconds=self.rng.choice([None, 0]))
 
     def _run(self, kind: RunKind) -> Run:
         if kind in self.dead:
