@@ -36,7 +36,7 @@ def in_force(data: dict[str, Any]) -> Catalogue:
 @pytest.mark.parametrize(
     "wrong",
     [
-        pytest.param(lambda text: text.replace("keep_last", "kep_last"), id="an unknown key"),
+        pytest.param(lambda text: text.replace("compact_below", "compact_belov"), id="an unknown key"),
         pytest.param(lambda text: text + "[groups.web\n", id="no TOML"),
         pytest.param(lambda text: text.partition('"sites"')[0] + '"sites" = {', id="the first half"),
     ],

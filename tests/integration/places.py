@@ -24,7 +24,7 @@ def realm(world: World, targets: dict[str, Any] | None = None, **group: Any) -> 
         "targets": {**world.settings.targets, **made},
         "groups": {"all": Group.model_validate(given)},
     }
-    return Here(world.settings.model_validate({**world.settings.model_dump(), **changes}), world.catalogue)
+    return Here(world.settings.model_validate({**world.settings.model_dump(by_alias=True), **changes}), world.catalogue)
 
 
 def pairs(here: Here, name: str) -> dict[str, Pair]:

@@ -24,7 +24,7 @@ def lose(world: World, *, kept_by_a_zombie: bool = False) -> str:
     world.catalogue.close()
     if kept_by_a_zombie:
         url = f"sqlite:///{world.folder}/another.db"
-        world.settings = world.settings.model_copy(update={"catalogue": url})
+        world.settings = world.settings.model_copy(update={"catalogue_given": url})
     else:
         for file in world.folder.glob("catalogue.db*"):
             file.unlink()
