@@ -272,6 +272,8 @@ class SyncPlan(Model):
 class RunKind(StrEnum):
     BACKUP = "backup"
     SYNC = "sync"
+    ADOPT = "adopt"
+    FORGET = "forget"
 
 
 class RunState(StrEnum):
@@ -281,12 +283,15 @@ class RunState(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     NOTHING_NEW = "nothing new"
+    NEEDS_APPROVAL = "approval needed"
+    STOPPED = "stopped"
     FAILED = "failed"
 
 
 class Trigger(StrEnum):
     SCHEDULE = "schedule"
     AFTER_BACKUP = "after backup"
+    PROBE = "probe"
     AD_HOC = "ad hoc"
 
 
@@ -317,6 +322,8 @@ class Run(Model):
     stored: int = 0
     reasons: tuple[str, ...] = ()
     error: str | None = None
+    #: of its failure, see errors.py
+    family: str | None = None
 
     @property
     def live(self) -> bool:
@@ -357,7 +364,9 @@ class Pair(Model):
     replica_name: str
     generation: int = 1
     failover: str = "none"
+    #: why it is paused; kept with the other holds
     paused: str | None = None
+    created: datetime | None = None
 
 
 class Failure(Model):

@@ -63,9 +63,8 @@ def test_open_refuses_a_newer_version(catalogue: Catalogue) -> None:
         Catalogue.create(catalogue.url)
 
 
-def test_open_refuses_an_older_version(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
-    # There is one version yet: the program is made to believe in a later one.
-    monkeypatch.setattr("alembic.script.ScriptDirectory.get_current_head", lambda self: "0002")
+def test_open_refuses_an_older_version(catalogue: Catalogue) -> None:
+    _pretend(catalogue, "0001")
     with pytest.raises(ConfigError, match=r"older version \(0001\).*understudy init"):
         Catalogue.open(catalogue.url)
 

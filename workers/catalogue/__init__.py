@@ -11,6 +11,7 @@ Who decides what, at the same time:
 | claim         | the run                      | a run has one owner; a second message for it gets None           |
 | checkpoint    | the run                      | only the present owner's work counts                             |
 | commit_sync   | the target, then the run     | no newer run can start between the fence's check and the commit  |
+| hold, release | the target                   | what a person said is in force before the next run starts        |
 | raise_fence   | the target, then the run     | the same                                                         |
 
 On SQLite each of these holds the whole file. Leases, slots and ages are measured by the database's clock alone.
@@ -28,6 +29,8 @@ import sqlalchemy as sa
 from workers.catalogue import ended as _ended
 from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
+from workers.catalogue import history as _history
+from workers.catalogue import holds as _holds
 from workers.catalogue import inventory as _inventory
 from workers.catalogue import leases as _leases
 from workers.catalogue import migrations, schema
@@ -38,11 +41,14 @@ from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.database import LOCK_WAIT, Database, now
 from workers.catalogue.ended import Ended
+from workers.catalogue.history import Dropped
+from workers.catalogue.holds import ENDS, Hold, HoldKind
 from workers.catalogue.inventory import KnownVm
+from workers.catalogue.leases import STOP
 from workers.catalogue.points import PointSummary
 from workers.errors import ConfigError
 
-__all__ = ["Catalogue", "Ended", "KnownVm", "PointSummary"]
+__all__ = ["ENDS", "STOP", "Catalogue", "Dropped", "Ended", "Hold", "HoldKind", "KnownVm", "PointSummary"]
 
 
 class Catalogue(Database):
@@ -103,8 +109,14 @@ class Catalogue(Database):
     pairs = _pairs.pairs
     set_replica = _pairs.set_replica
     pause = _pairs.pause
+    forget_pair = _pairs.forget_pair
     set_failover = _pairs.set_failover
     bump_generation = _pairs.bump_generation
+
+    hold = _holds.hold
+    release = _holds.release
+    holds = _holds.holds
+    forgive = _holds.forgive
 
     request_run = _runs.request_run
     run = _runs.run
@@ -127,6 +139,7 @@ class Catalogue(Database):
     remember = _leases.remember
     note = _leases.note
     finish = _leases.finish
+    ask_to_stop = _leases.ask_to_stop
 
     fence = _fences.fence
     check_fence = _fences.check_fence
@@ -150,3 +163,5 @@ class Catalogue(Database):
 
     record_failure = _failures.record_failure
     failures = _failures.failures
+
+    drop_history = _history.drop_history
