@@ -22,31 +22,62 @@ from workers.models import RunState
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
 LOOK_FOR = 20
 
-
-def backup(vms: Sequence[str], *, wait: bool, as_json: bool) -> None:
-    _known(vms)
-    _request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
+#: how a run that is waited for may end without having done what was asked
+NOT_WELL = (RunState.FAILED, RunState.NEEDS_APPROVAL, RunState.STOPPED)
 
 
-def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, as_json: bool) -> None:
+def backup(vms: Sequence[str], *, wait: bool, full: str | None, as_json: bool) -> None:
+    """`full`: who wants every block to be read and compared, and why."""
     _known(vms)
 
     def ask(vm: str) -> list[Any]:
-        return sync_tasks.request_runs(vm, discard_changes=discard_changes)
+        return _not_joined(backup_tasks.request_runs(vm, full=full), full)
 
     _request(vms, ask, wait=wait, as_json=as_json)
 
 
-def plan(vms: Sequence[str], *, discard_changes: bool, as_json: bool) -> None:
+def sync(
+    vms: Sequence[str],
+    *,
+    wait: bool,
+    discard_changes: bool,
+    full: str | None,
+    targets: Sequence[str] = (),
+    as_json: bool,
+) -> None:
+    _known(vms)
+
+    def ask(vm: str) -> list[Any]:
+        made = sync_tasks.request_runs(vm, discard_changes=discard_changes, full=full, targets=targets)
+        return _not_joined(made, full)
+
+    _request(vms, ask, wait=wait, as_json=as_json)
+
+
+def _not_joined(made: list[Any], full: str | None) -> list[Any]:
+    """A run that was under way before is not the full one that was asked for: that is said."""
+    for run, created in made:
+        if full and not created and "full" not in run.memory:
+            show.complain(
+                f"understudy: the {run.kind} {run.id} of {run.vm} was under way already, and it is not a full one: "
+                "ask again when it has ended"
+            )
+    return made
+
+
+def plan(
+    vms: Sequence[str], *, discard_changes: bool, full: str | None = None, targets: Sequence[str] = (), as_json: bool
+) -> None:
     """What a sync would do now, and why. Nothing is requested."""
     _known(vms)
     plans = []
     for vm in vms:
         pairs = [pair for member in dispatch.find(here(), vm) if (pair := dispatch.pair_of(here(), member)) is not None]
+        pairs = [pair for pair in pairs if not targets or pair.recovery_target in targets]
         if not pairs:
             raise BadInput(f"the VM {vm} is backed up but not replicated: set groups.<name>.target")
         for pair in pairs:
-            made = replicate.preview(here(), pair, discard=discard_changes)
+            made = replicate.preview(here(), pair, discard=discard_changes, full=full)
             plans.append((f"{pair.site}/{pair.replica_name}", made))
     if as_json:
         return show.as_json([{"replica": name, **made.model_dump(mode="json")} for name, made in plans])
@@ -77,9 +108,10 @@ def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
         show.as_json(ended)
     else:
         tables.runs(ended)
-    failed = [run for run in ended if run.state is RunState.FAILED]
+    failed = [run for run in ended if run.state in NOT_WELL]
     for run in failed:
-        show.complain(f"understudy: {run.kind} of {run.vm} failed: {run.error}")
+        word = "failed" if run.state is RunState.FAILED else f"ended: {run.state}"
+        show.complain(f"understudy: {run.kind} of {run.vm} {word}: {run.error or '; '.join(run.reasons[-1:])}")
     if failed:
         raise typer.Exit(1)
 

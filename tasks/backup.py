@@ -14,14 +14,16 @@ from workers.models import Trigger
 
 
 @app.task(name="understudy.backup", throws=(BadInput,))
-def request(vm: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
+def request(vm: Any = None, full: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
     """Back this VM up now, or join the backup that is running. On the control queue; ends at once."""
-    only_known("understudy.backup takes vm (a VM's name)", more, unknown)
-    return send_requested(request_runs(vm))
+    only_known("understudy.backup takes vm (a VM's name) and full (why every block is compared)", more, unknown)
+    if full is not None and (not isinstance(full, str) or not full):
+        raise BadInput(f"full is a sentence that says why every block is compared, not {full!r}; nothing was requested")
+    return send_requested(request_runs(vm, full=full))
 
 
-def request_runs(vm: str) -> list[Any]:
-    return [dispatch.request_backup(here(), member, Trigger.AD_HOC) for member in dispatch.find(here(), vm)]
+def request_runs(vm: str, *, full: str | None = None) -> list[Any]:
+    return [dispatch.request_backup(here(), member, Trigger.AD_HOC, full=full) for member in dispatch.find(here(), vm)]
 
 
 @app.task(name="understudy.backup.run", bind=True)

@@ -12,7 +12,7 @@ from tests import repository
 #: what every part of workers/ shares; they know only one another
 SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
-PURE = {"plan", "retention", "due", "extents"}
+PURE = {"plan", "retention", "due", "extents", "quarantine", "approval", "state"}
 #: of our own modules, what a pure one may know; of settings only the models, see READERS
 PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE
 #: what of settings reads the file or the environment

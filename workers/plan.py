@@ -261,6 +261,13 @@ def sync_plan(
     )
 
 
+def in_full(made: SyncPlan, *, synced: bool) -> tuple[int, int]:
+    """Bytes that are brought over in full for the first time, and again. `synced`: has this pair ever been?"""
+    again = sum(disk.bytes for disk in made.disks if disk.mode == "compare" or (made.build_replica and synced))
+    every = sum(disk.bytes for disk in made.disks if disk.mode in ("full", "compare"))
+    return (every - again, again) if synced else (every, 0)
+
+
 # --- backup -----------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,9 @@ CURSOR = "understudy.cursor"
 class Replica:
     """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
-    def __init__(self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False) -> None:
+    def __init__(
+        self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False, full: str | None = None
+    ) -> None:
         self.here = here
         self.pair = pair
         self.recovery, self.override = _policy(here.settings, pair)
@@ -33,7 +35,7 @@ class Replica:
         self.points = self._up_to(self.store.points(pair.source), goal)
         self.goal = self.points[-1] if self.points else None
         self.state: VmState | None = self._find()
-        self.cursor = self._read_cursor(self.state)
+        self.cursor = read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
         self.doubt: str | None = None
         #: of the disks' contents when we looked
@@ -48,7 +50,7 @@ class Replica:
             self.evidence = replica.content_evidence(self.state)
             cids = self._cids() if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
-        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt)
+        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt or full)
 
     def _cids(self) -> dict[str, str]:
         """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
@@ -76,26 +78,12 @@ class Replica:
         except NotFound:
             return None
         state = inventory.vm_state(self.session, named.identity.moref)
-        if self._read_cursor(state) is None:
+        if read_cursor(state) is None:
             raise Foreign(
                 f"a VM named {self.pair.replica_name} is already at site {self.pair.site} and is no replica of ours; "
                 "nothing was written. Rename it, or give this VM's replica another name (overrides.NAME.name)"
             )
         return state  # ours if its cursor says so: built by a run that stopped before it could say where
-
-    @staticmethod
-    def _read_cursor(state: VmState | None) -> Cursor | None:
-        text = state.notes.get(CURSOR) if state is not None else None
-        if not text:
-            return None
-        assert state is not None
-        try:
-            return Cursor.model_validate_json(text)
-        except ValueError as err:
-            raise Foreign(
-                f"the cursor on {state.identity.name} can not be read ({text[:80]!r}); nothing was written. "
-                "It may come from a newer Understudy: upgrade, or rename the VM to have a new replica built"
-            ) from err
 
     def plan(self) -> SyncPlan:
         nothing = self.decision.mode == "nothing"
@@ -138,6 +126,24 @@ class Replica:
                 todo = todo | self.store.diff(before, part)
             result[part.disk.id] = todo
         return result
+
+
+def read_cursor(state: VmState | None) -> Cursor | None:
+    """What the VM says that its disks hold; None for one that is no replica.
+
+    Raises `Foreign` when it can not be read.
+    """
+    text = state.notes.get(CURSOR) if state is not None else None
+    if not text:
+        return None
+    assert state is not None
+    try:
+        return Cursor.model_validate_json(text)
+    except ValueError as err:
+        raise Foreign(
+            f"the cursor on {state.identity.name} can not be read ({text[:80]!r}); nothing was written. "
+            "It may come from a newer Understudy: upgrade, or rename the VM to have a new replica built"
+        ) from err
 
 
 def _policy(settings: Settings, pair: Pair) -> tuple[RecoveryTarget, VmOverride]:

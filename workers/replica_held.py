@@ -13,7 +13,7 @@ from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
-from workers.replica import CURSOR, Replica
+from workers.replica import CURSOR, Replica, read_cursor
 from workers.run import Live
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
@@ -24,7 +24,8 @@ class HeldReplica(Replica):
 
     def __init__(self, live: Live, pair: Pair) -> None:
         self.live = live
-        super().__init__(live.here, pair, goal=live.recall("point"), discard=live.recall("discard") is not None)
+        discard = live.recall("discard") is not None
+        super().__init__(live.here, pair, goal=live.recall("point"), discard=discard, full=live.recall("full"))
 
     def _note(self, reason: str) -> None:
         self.live.note(reason)
@@ -109,7 +110,7 @@ class HeldReplica(Replica):
         """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
         assert self.state is not None
         self.live.check()
-        before = self._read_cursor(self.state)
+        before = read_cursor(self.state)
         if before is not None and before.fence > cursor.fence:
             raise FencedOut(
                 f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "

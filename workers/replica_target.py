@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
 
-from workers import faults, plan
+from workers import approval, faults, plan
 from workers.disks.file import Descriptor, FileLock, FileWriter, datastore_file
 from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
-from workers.models import Cursor, HardwareChange, RunReport, Slice
+from workers.models import Cursor, HardwareChange, RunReport, Slice, SyncPlan
 from workers.point import Reader
-from workers.replica import CURSOR
+from workers.replica import CURSOR, read_cursor
 from workers.replica_held import HeldReplica, nonce
 from workers.transfer import copy
 from workers.vsphere import inventory, replica, snapshots
@@ -66,6 +66,7 @@ class ReplicaTarget(HeldReplica):
             self.live.forget_slices()
             self._note(f"the checkpoints of this run are given up: {why}")
         if self.live.recall("planned") is None:
+            self._ask(changes, extents)
             self.live.remember(situation=situation)
             self._explain(changes, extents)
         self.store.pin(self.pair.source, self.goal.id, self._holder())
@@ -111,10 +112,21 @@ class ReplicaTarget(HeldReplica):
             return "the restore points or the configuration are not those that they were made for"
         return None
 
-    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
-        worded = plan.sync_plan(
+    def _worded(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> SyncPlan:
+        return plan.sync_plan(
             self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.override.excluded_disks
         )
+
+    def _ask(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
+        """Raise `ApprovalNeeded` where the groups want a person to be asked before so much is written or compared."""
+        groups = self.here.settings.groups_of(self.pair.source_site, self.pair.vm)
+        policy = approval.strictest(group for group in groups if group.target == self.pair.recovery_target)
+        synced = self.here.catalogue.sync_point(self.pair.id) is not None
+        first, again = plan.in_full(self._worded(changes, extents), synced=synced)
+        self.live.may_read_all(policy, first=first, again=again)
+
+    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
+        worded = self._worded(changes, extents)
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
         assert self.goal is not None
@@ -174,7 +186,7 @@ class ReplicaTarget(HeldReplica):
         self._reread(built.moref)
         assert self.state is not None
         self.evidence = replica.content_evidence(self.state)
-        self.cursor = self._read_cursor(self.state)
+        self.cursor = read_cursor(self.state)
         if self.cursor != cursor:
             raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
 
@@ -238,8 +250,9 @@ class ReplicaTarget(HeldReplica):
         taking = plan.taking(secrets.token_hex(4), self.state.config.disks)
         fresh = (*self.cursor.fresh, *added)
         self._write(self.cursor.model_copy(update={"content": "", "taking": taking, "fresh": fresh, "nonce": nonce()}))
-        if self.live.recall("discard") is not None:
-            self.live.remember(discard=None)  # what was given up is what was there now; the cursor says to compare it
+        if self.live.recall("discard") is not None or self.live.recall("full") is not None:
+            # What was given up is what was there now. The cursor says to compare it, also to later messages.
+            self.live.remember(discard=None, full=None)
         faults.at("own.before")
         if changes:
             replica.change_hardware(

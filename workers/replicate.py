@@ -21,9 +21,9 @@ def run(here: Here, run_id: str) -> RunReport:
     return execute(here, run_id, _replicate)
 
 
-def preview(here: Here, pair: Pair, *, discard: bool = False) -> SyncPlan:
-    """What a sync of this pair would do now, and why. Reads only."""
-    return Replica(here, pair, discard=discard).plan()
+def preview(here: Here, pair: Pair, *, discard: bool = False, full: str | None = None) -> SyncPlan:
+    """What a sync of this pair would do now, and why. Reads only. `full`: a reason to compare every block."""
+    return Replica(here, pair, discard=discard, full=full).plan()
 
 
 def _replicate(live: Live) -> RunReport:

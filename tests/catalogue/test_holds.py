@@ -174,7 +174,11 @@ def test_what_a_stopped_run_left_is_found(catalogue: Catalogue) -> None:
 def _age(catalogue: Catalogue, days: int) -> None:
     """What the passing of time does."""
     with catalogue.write() as conn:
-        for table, columns in {"runs": ("created", "ended"), "failures": ("at",), "sync_points": ("committed",)}.items():
+        for table, columns in {
+            "runs": ("created", "ended"),
+            "failures": ("at",),
+            "sync_points": ("committed",),
+        }.items():
             found = sa.Table(table, sa.MetaData(), autoload_with=conn)
             key = next(iter(found.primary_key))
             for row in conn.execute(sa.select(found)).mappings():

@@ -1,4 +1,4 @@
-"""How each target's last run ended, and how many failed in a row: in one query however many targets and runs there are."""
+"""How each target's last run ended, and how many failed in a row: one query, however many targets there are."""
 
 from __future__ import annotations
 

@@ -78,9 +78,7 @@ def _drop_failures(conn: sa.Connection, numbers: list[int]) -> None:
 
 def _old_sync_points(before: Any) -> sa.Select[Any]:
     newer = schema.sync_points.alias().c
-    return sa.select(S.run).where(
-        S.committed < before, sa.exists().where(newer.pair == S.pair, newer.fence > S.fence)
-    )
+    return sa.select(S.run).where(S.committed < before, sa.exists().where(newer.pair == S.pair, newer.fence > S.fence))
 
 
 def _drop_sync_points(conn: sa.Connection, runs: list[str]) -> None:

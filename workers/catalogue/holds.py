@@ -1,4 +1,4 @@
-"""Holds: what people said about a target, until they take it back. Setting one and starting a run exclude each other."""
+"""Holds: what people said about a target, until they take it back. One in force excludes runs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from workers.models import Model
-from workers.settings.values import Cron, Interval, Zone
+from workers.settings.values import Cron, Interval, Size, Zone
 
 
 class Schedule(Model):
@@ -57,6 +57,12 @@ class Group(Model):
     replicate: ReplicateWhen = ReplicateWhen()
     #: retention: restore points kept per VM, besides those that a replica or a pin needs
     keep_last: int = Field(default=14, ge=1)
+    #: the age that the data may reach: of the replica, or without one of the newest restore point
+    rpo: Interval | None = None
+    #: whether everything may be read or compared again: by itself, once a person approves, or never
+    full: Literal["allow", "ask", "never"] = "allow"
+    #: more bytes than this are never read or compared in full without approval, not even the first time
+    full_budget: Size | None = None
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
 
     def covers(self, site: str, vm: str) -> bool:
