@@ -109,7 +109,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
             inventory=seconds(tuning.inventory_every),
             prune=seconds(tuning.prune_every),
         ),
-        "imports": ["tasks.backup", "tasks.replicate", "tasks.dispatch", "tasks.maintenance"],
+        "imports": ["tasks.backup", "tasks.replicate", "tasks.pairs", "tasks.dispatch", "tasks.maintenance"],
     }
 
 

@@ -10,6 +10,7 @@ import typer
 from kombu.exceptions import OperationalError
 
 from tasks import backup as backup_tasks
+from tasks import pairs as care
 from tasks import replicate as sync_tasks
 from tasks import show, tables
 from tasks.app import adhoc_queue, here
@@ -17,7 +18,7 @@ from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
 from workers import dispatch, replicate
 from workers.errors import BadInput, BrokerUnreachable, NotFound
-from workers.models import RunState
+from workers.models import RunKind, RunState
 
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
 LOOK_FOR = 20
@@ -85,6 +86,31 @@ def plan(
         tables.plan(made, name)
 
 
+def adopt(vm: str, *, targets: Sequence[str], yes: str | None, as_json: bool) -> None:
+    """Whose the VM's replica is; with `yes`, who wants it adopted and why, that is done."""
+    pair = care.one_pair(vm, targets)
+    said = send_requested(care.request_runs(pair, RunKind.ADOPT, {"confirmed": yes} if yes else {}))
+    _wait([each["run"] for each in said], as_json=as_json, reasons=True)
+    if not yes and not as_json:
+        show.say("nothing was changed. To make it this installation's replica: the same with --yes")
+
+
+def forget(
+    vm: str, *, targets: Sequence[str], with_replica: bool, yes: bool, who: str, reason: str, as_json: bool
+) -> None:
+    """End a pair; without `yes` it is only said what that means."""
+    pair = care.one_pair(vm, targets)
+    what = f"the pair of {pair.vm} and {pair.site}/{pair.replica_name}"
+    if not yes:
+        fate = "the replica and its files are removed" if with_replica else "the replica stays, as a VM of its own"
+        show.say(f"{what} would be forgotten: {fate}, its restore points are not held any more. Nothing was done yet")
+        show.say("to do it: the same with --yes")
+        raise typer.Exit(1)
+    memory = {"who": who, "reason": reason, **({"with_replica": "yes"} if with_replica else {})}
+    said = send_requested(care.request_runs(pair, RunKind.FORGET, memory))
+    _wait([each["run"] for each in said], as_json=as_json, reasons=True)
+
+
 def _request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
     made = [each for vm in dict.fromkeys(vms) for each in ask(vm)]
     said = send_requested(made)
@@ -98,7 +124,8 @@ def _request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool,
     show.say(f"follow it with `understudy show {said[0]['run']}`, or all with `understudy status`")
 
 
-def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
+def _wait(run_ids: Sequence[str], *, as_json: bool, reasons: bool = False) -> None:
+    """Until the runs have ended. `reasons`: all of what they have to say is shown."""
     try:
         ended = follow(here(), run_ids, quiet=as_json)
     except KeyboardInterrupt:
@@ -106,6 +133,9 @@ def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
         raise typer.Exit(130) from None
     if as_json:
         show.as_json(ended)
+    elif reasons:
+        for sentence in dict.fromkeys(reason for run in ended for reason in run.reasons):
+            show.say(sentence)
     else:
         tables.runs(ended)
     failed = [run for run in ended if run.state in NOT_WELL]

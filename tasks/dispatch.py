@@ -12,7 +12,12 @@ from workers import dispatch
 from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
 
-WORK = {RunKind.BACKUP: "understudy.backup.run", RunKind.SYNC: "understudy.sync.run"}
+WORK = {
+    RunKind.BACKUP: "understudy.backup.run",
+    RunKind.SYNC: "understudy.sync.run",
+    RunKind.ADOPT: "understudy.adopt.run",
+    RunKind.FORGET: "understudy.forget.run",
+}
 
 
 @app.task(name="understudy.dispatch", ignore_result=True)

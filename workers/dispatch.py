@@ -11,7 +11,7 @@ import structlog
 
 from workers import backup, due, quarantine, replicate
 from workers.catalogue import KnownVm
-from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
+from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.models import Pair, Run, RunKind, Trigger
 from workers.quarantine import Turn
 from workers.run import Here
@@ -137,6 +137,25 @@ def request_sync(
         pair=pair.id,
         memory={**({"discard": "yes"} if discard else {}), **({"full": full} if full else {})},
     )
+
+
+def request_care(here: Here, pair: Pair, kind: RunKind, *, memory: Mapping[str, str]) -> tuple[Run, bool]:
+    """A run that adopts or forgets. Raises `Refused` while anything else is under way for the pair."""
+    run, created = here.catalogue.request_run(
+        kind,
+        replicate.target_of(pair.id),
+        vm=pair.vm,
+        site=pair.site,
+        trigger=Trigger.AD_HOC,
+        pair=pair.id,
+        memory=memory,
+    )
+    if not created and (run.kind is not kind or any(run.memory.get(key) != value for key, value in memory.items())):
+        raise Refused(
+            f"the {run.kind} {run.id} of {pair.vm} is under way, so that nothing was requested: wait for its end, or "
+            f"stop it with `understudy pause {pair.vm} --now`"
+        )
+    return run, created
 
 
 class _Tick:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from workers import plan
 from workers.disks.file import Descriptor, datastore_file
@@ -40,23 +41,22 @@ class Replica:
         self.doubt: str | None = None
         #: of the disks' contents when we looked
         self.evidence = ""
+        self._judge(discard, full)
+
+    def _judge(self, discard: bool, full: str | None) -> None:
+        """Is it ours and untouched, and which way does it go on? Nothing has been written before this is answered."""
         if self.state is not None:
             if self.cursor is None:
                 raise Foreign(
                     f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
                     "nothing was written. Rename or remove it, and the next sync builds a new one"
                 )
-            plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
+            pair = self.pair
+            plan.check_ours(self.cursor, self.state, realm=self.here.catalogue.realm, pair=pair.id, source=pair.source)
             self.evidence = replica.content_evidence(self.state)
-            cids = self._cids() if self.cursor.taking else {}
+            cids = descriptor_cids(self.state, self.site.datastores) if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
         self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt or full)
-
-    def _cids(self) -> dict[str, str]:
-        """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
-        assert self.state is not None
-        disks = [disk for disk in self.state.config.disks if disk.parent is None]
-        return {disk.id: Descriptor(datastore_file(self.site.datastores, disk.file)).cid for disk in disks}
 
     @staticmethod
     def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:
@@ -126,6 +126,12 @@ class Replica:
                 todo = todo | self.store.diff(before, part)
             result[part.disk.id] = todo
         return result
+
+
+def descriptor_cids(state: VmState, datastores: Mapping[str, Path]) -> dict[str, str]:
+    """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
+    disks = [disk for disk in state.config.disks if disk.parent is None]
+    return {disk.id: Descriptor(datastore_file(datastores, disk.file)).cid for disk in disks}
 
 
 def read_cursor(state: VmState | None) -> Cursor | None:

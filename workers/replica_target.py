@@ -168,7 +168,7 @@ class ReplicaTarget(HeldReplica):
             instance_uuid=uuid,
             mark=f"{self.here.catalogue.realm}/{self.pair.id}",
             bios_uuid=self.goal.vm.bios_uuid,
-            annotation=f"Replica of {self.pair.vm}, kept by Understudy: leave it off",
+            annotation=f"{replica.ANNOTATION}{self.pair.vm}, kept by Understudy: leave it off",
             config=self.goal.config,
             datastore=self.override.datastore or self.recovery.datastore,
             compute=self.recovery.compute,

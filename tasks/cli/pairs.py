@@ -1,4 +1,4 @@
-"""Operations on pairs and backups: pause, resume, disable, enable, approve."""
+"""Operations on pairs and backups: pause, resume, disable, enable, approve, adopt, forget."""
 
 from __future__ import annotations
 
@@ -120,6 +120,48 @@ def approve(
 
     if not _each(do, vms, group, target, "backups" if backups else "both", json):
         raise typer.Exit(1)
+
+
+@app.command()
+def adopt(
+    vm: Annotated[str, typer.Argument(help="Name of a VM.")],
+    target: Targets = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, whose it is is shown.")] = False,
+    reason: Reason = "no reason given",
+    json: Json = False,
+) -> None:
+    """Take over a VM's replica that another installation has written, or this one before its catalogue was lost.
+
+    Nothing of what it says to hold is believed: the next sync compares every block. If the other installation still
+    lives, it stops at its next step and then refuses this replica.
+
+    Example: understudy adopt web-01 --yes
+    """
+    from tasks import ask
+
+    confirmed = f"{person()}: {reason}" if yes else None
+    ask.adopt(vm, targets=target or [], yes=confirmed, as_json=json)
+
+
+@app.command()
+def forget(
+    vm: Annotated[str, typer.Argument(help="Name or instance UUID of a VM.")],
+    target: Targets = None,
+    with_replica: Annotated[bool, typer.Option("--with-replica", help="Remove the replica VM, too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without, it is only said what would be done.")] = False,
+    reason: Reason = "no reason given",
+    json: Json = False,
+) -> None:
+    """End a pair: its restore points are not held any more, the replica becomes an ordinary VM or is removed.
+
+    What was run stays on record. Nothing is started for the pair until `understudy enable`, which begins anew.
+
+    Example: understudy forget web-01 --with-replica --yes
+    """
+    from tasks import ask
+
+    flags = {"with_replica": with_replica, "yes": yes, "as_json": json}
+    ask.forget(vm, targets=target or [], who=person(), reason=reason, **flags)
 
 
 def _each(

@@ -109,6 +109,7 @@ class Catalogue(Database):
     pairs = _pairs.pairs
     set_replica = _pairs.set_replica
     pause = _pairs.pause
+    disown = _pairs.disown
     forget_pair = _pairs.forget_pair
     set_failover = _pairs.set_failover
     bump_generation = _pairs.bump_generation

@@ -93,6 +93,13 @@ def pause(db: Database, pair_id: str, reason: str | None, *, who: str = "underst
         return known.model_copy(update={"paused": reason})
 
 
+def disown(db: Database, pair_id: str) -> None:
+    """What was on record as held by the pair's replica counts no more."""
+    with db.write() as conn:
+        fences.lock(conn, target_of(pair_id))
+        conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
+
+
 def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
     """There is no replica any more, nor anything that it holds; nothing starts until the pair is enabled again.
 
