@@ -166,7 +166,7 @@ def release(s: Session, state: VmState, *, wait: float = WAIT) -> None:
             changeVersion=state.change_version, extraConfig=options(dict.fromkeys(sorted(state.notes), ""))
         )
         if state.config.annotation.startswith(ANNOTATION):
-            spec.annotation = ""
+            spec.annotation = "Was kept as a replica by Understudy, and is an ordinary VM now"
         s.run(f"take our marks off {state.identity.name} ({s})", lambda: s.vm(moref).ReconfigVM_Task(spec), wait)
     if state.witness:
         set_witness(s, moref, "")
