@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,6 +37,14 @@ def latest_ended(db: Database, target: str | None = None, *, uncounted: Collecti
     Asked per target (index on target and fence), for most runs are old and not worth reading. `uncounted`: families
     whose failures are not counted.
     """
+    query = _query(tuple(sorted(uncounted)), target is not None)
+    with db.read() as conn:
+        return [_read(row) for row in conn.execute(query, {} if target is None else {"asked": target})]
+
+
+@lru_cache(maxsize=16)
+def _query(uncounted: tuple[str, ...], one: bool) -> sa.Select[Any]:
+    """Made once: dispatch asks it after every backup, and making it takes longer than asking."""
     older = schema.runs.alias()
     top = sa.select(sa.func.max(older.c.fence)).where(older.c.target == T.target, older.c.state.not_in(LIVE))
     query = (
@@ -43,13 +52,10 @@ def latest_ended(db: Database, target: str | None = None, *, uncounted: Collecti
         .where(R.target == T.target, R.fence == top.scalar_subquery())
         .order_by(R.number)
     )
-    if target is not None:
-        query = query.where(T.target == target)
-    with db.read() as conn:
-        return [_read(row) for row in conn.execute(query)]
+    return query.where(T.target == sa.bindparam("asked")) if one else query
 
 
-def _streak(uncounted: Collection[str]) -> list[sa.ColumnElement[Any]]:
+def _streak(uncounted: tuple[str, ...]) -> list[sa.ColumnElement[Any]]:
     """Only asked of a target whose last run failed: the failed runs after the last one that did not."""
     good, bad = schema.runs.alias().c, schema.runs.alias().c
     well = (
@@ -64,7 +70,7 @@ def _streak(uncounted: Collection[str]) -> list[sa.ColumnElement[Any]]:
         bad.fence > sa.func.coalesce(T.forgiven, 0),
         bad.state == RunState.FAILED,
         bad.kind.in_((RunKind.BACKUP, RunKind.SYNC)),
-        sa.func.coalesce(bad.family, "").not_in(sorted(uncounted)),
+        sa.func.coalesce(bad.family, "").not_in(uncounted),
     )
     asked = {
         "failures": sa.select(sa.func.count()).where(counted),
