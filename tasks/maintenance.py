@@ -6,6 +6,7 @@ from tasks.app import app, data_queue, here
 from tasks.dispatch import queue_of, send
 from tasks.waiting import runs_in
 from workers import reaper
+from workers.settings import seconds
 from workers.store import Store
 
 
@@ -30,10 +31,11 @@ def reap() -> None:
 
 @app.task(name="understudy.prune", ignore_result=True)
 def prune() -> None:
-    """Have each store pruned by a worker of a site that backs up to it."""
+    """Have each store pruned by a worker of a site that backs up to it; drop what of the history is too old."""
     sites = {group.store: group.source for group in here().settings.groups.values()}
     for store, site in sites.items():
         prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)
+    here().catalogue.drop_history(seconds(here().settings.tuning.keep_history))
 
 
 @app.task(name="understudy.prune.store")
