@@ -96,6 +96,6 @@ ASKED = ended(0, "", state=RunState.NEEDS_APPROVAL)
     ],
 )
 def test_whose_turn_it_is(held: list[str], last: Ended | None, at: datetime, turn: Turn) -> None:
-    found, since = quarantine.turn(dict.fromkeys(held), last, TUNING, at)
+    found, after = quarantine.turn(dict.fromkeys(held), last, TUNING, at)
     assert found is turn
-    assert (since is not None) == (turn is Turn.PROBE), "a probe has a name, so that two ticks make one"
+    assert after == ("r" if turn is Turn.PROBE else ""), "a probe has a name, so that two ticks make one"

@@ -178,12 +178,12 @@ class _Tick:
         """What is due of a target, unless it is held or set aside; or its probe. One run does for all that is due."""
         if target in self.live:
             return
-        turn, since = self._turn(target)
+        turn, last = self._turn(target)
         if turn is Turn.SKIP:
             return
         wanted = list(slots)
-        if turn is Turn.PROBE and since is not None:  # what is due serves as the probe, unless its slot is used up
-            wanted.append((Trigger.PROBE, f"probe {due.slot_name(since)}"))
+        if turn is Turn.PROBE:  # what is due serves as the probe, unless its slot is used up
+            wanted.append((Trigger.PROBE, f"after {last}"))
         for trigger, slot in wanted:
             run, created = ask(trigger, slot)
             if created:
@@ -192,7 +192,7 @@ class _Tick:
                 self.live.add(target)
                 return
 
-    def _turn(self, target: str) -> tuple[Turn, datetime | None]:
+    def _turn(self, target: str) -> tuple[Turn, str]:
         held = {str(kind): said for kind, said in self.held.get(target, {}).items()}
         return quarantine.turn(held, self.last.get(target), self.here.settings.tuning, self.now)
 

@@ -75,6 +75,8 @@ def pause(family: str, tuning: Tuning, attempt: int) -> float:
 
 class LastRun(Protocol):
     @property
+    def id(self) -> str: ...
+    @property
     def state(self) -> str: ...
     @property
     def ended(self) -> datetime | None: ...
@@ -130,15 +132,17 @@ class Turn(StrEnum):
     PROBE = "probe"
 
 
-def turn(held: Mapping[str, object], last: Ended | None, tuning: Tuning, now: datetime) -> tuple[Turn, datetime | None]:
-    """Whether what is due may start; with PROBE since when, which names the probe. `held`: what people said."""
+def turn(held: Mapping[str, object], last: Ended | None, tuning: Tuning, now: datetime) -> tuple[Turn, str]:
+    """Whether what is due may start; with PROBE also after which run, for one probe follows each.
+
+    `held`: what people said, by kind.
+    """
     if held.keys() & {"paused", "disabled", "forgotten"}:
-        return Turn.SKIP, None
+        return Turn.SKIP, ""
     waits = look_again(last, tuning)
-    if waits is not None and "approved" in held:
-        return Turn.PROBE, waits
     aside = quarantined(last, tuning)
     probe = aside.probe if aside is not None else waits
-    if probe is None:
-        return Turn.GO, None
-    return (Turn.PROBE, probe) if now >= probe else (Turn.SKIP, None)
+    if last is None or probe is None:
+        return Turn.GO, ""
+    approved = waits is not None and "approved" in held
+    return (Turn.PROBE, last.run.id) if approved or now >= probe else (Turn.SKIP, "")
