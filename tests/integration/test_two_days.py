@@ -286,7 +286,7 @@ def judge_the_special(site: Site) -> None:
     ("vms", "every", "step"),
     [
         pytest.param(30, 4, timedelta(hours=1), id="30 VMs"),
-        pytest.param(300, 1, timedelta(minutes=10), id="300 VMs", marks=pytest.mark.slow),
+        pytest.param(300, 1, timedelta(minutes=10), id="300 VMs", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
     ],
 )
 def test_two_days(tmp_path: Path, vms: int, every: int, step: timedelta) -> None:
