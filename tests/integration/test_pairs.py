@@ -263,7 +263,7 @@ def test_a_touch_between_adoption_and_sync_is_noticed(world: World) -> None:
         world.sync("gap")
 
 
-@pytest.mark.parametrize("step", ["adopt.claimed", "adopt.unsealed"])
+@pytest.mark.parametrize("step", ["adopt.claimed", pytest.param("adopt.unsealed", marks=pytest.mark.slow)])
 def test_an_adoption_that_dies_is_gone_on_with(world: World, step: str) -> None:
     point = synced(world, name := f"died-{step.partition('.')[2]}")
     another_realm(world)
@@ -295,10 +295,17 @@ def test_what_is_not_adopted(world: World) -> None:
 
 # --- forgetting -----------------------------------------------------------------------------------------------------
 
-STEPS = ["forget.unsealed", "forget.released", "forget.unpinned", "forget.forgotten"]
+#: most of them only in the long form: each costs a VM
+STEPS = [
+    "forget.released",
+    *(
+        pytest.param(step, marks=pytest.mark.slow)
+        for step in (None, "forget.unsealed", "forget.unpinned", "forget.forgotten")
+    ),
+]
 
 
-@pytest.mark.parametrize("step", [None, *STEPS])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_forgotten_replica_is_an_ordinary_vm(world: World, step: str | None) -> None:
     name = f"freed-{(step or 'not.killed').partition('.')[2]}"
     point = synced(world, name)
