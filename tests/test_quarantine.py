@@ -73,6 +73,12 @@ def test_when_a_target_is_set_aside(failures: int, family: str, probe_in: timede
         assert (found.family, found.failures, found.since) == (family, failures, NOW - 8 * HOUR)
 
 
+def test_a_probe_that_an_outage_ended_makes_the_next_one_no_rarer() -> None:
+    last = ended(6, "transient").model_copy(update={"family": "vcenter unreachable"})
+    found = quarantine.quarantined(last, TUNING)
+    assert found is not None and found.probe == NOW - HOUR / 2 + HOUR and found.family == "transient"
+
+
 ASIDE = ended(3, "transient")
 ASKED = ended(0, "", state=RunState.NEEDS_APPROVAL)
 

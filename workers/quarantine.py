@@ -88,6 +88,8 @@ class Ended(Protocol):
     @property
     def run(self) -> LastRun: ...
     @property
+    def family(self) -> str | None: ...
+    @property
     def failures(self) -> int: ...
     @property
     def since(self) -> datetime | None: ...
@@ -113,7 +115,9 @@ def quarantined(last: Ended | None, tuning: Tuning) -> Quarantine | None:
     over = last.failures - (1 if follows.at_once else tuning.quarantine_after)
     if over < 0:
         return None
-    apart = seconds(tuning.probe_every) * (min(2**over, RAREST) if follows.rarer else 1)
+    # A probe that an outage ended says nothing of the VM: the next one comes as soon as the first.
+    rarer = follows.rarer and rule(last.family).counted
+    apart = seconds(tuning.probe_every) * (min(2**over, RAREST) if rarer else 1)
     return Quarantine(last.since, last.blamed or "error", last.failures, last.run.ended + timedelta(seconds=apart))
 
 

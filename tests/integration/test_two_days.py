@@ -86,7 +86,7 @@ class Trouble(NamedTuple):
 TROUBLES = (
     Trouble("web-003", RunKind.BACKUP, 5, 25, Transient),
     Trouble("web-004", RunKind.SYNC, 8, 26, Touched),
-    Trouble("*", RunKind.BACKUP, 29, 32, VcenterUnreachable),
+    Trouble("*", RunKind.BACKUP, 40, 43, VcenterUnreachable),
 )
 #: their runs are not those of a VM with which nothing happens
 SPECIAL = {"web-003", "web-004", "web-005", "web-006", "web-007", "web-008"}
@@ -278,7 +278,7 @@ def judge_the_special(site: Site) -> None:
         assert lines["web-006"].state is State.PAUSED
     if hour >= 16:
         assert lines["web-007"].state is State.DISABLED
-    if 29 <= hour < 32:
+    if 40 <= hour < 43:
         assert all(line.backup.state is not State.QUARANTINED for line in lines.values()), "a vCenter is away"
 
 
