@@ -125,7 +125,14 @@ def configuration(conf: Settings) -> dict[str, Any]:
             inventory=seconds(tuning.inventory_every),
             prune=seconds(tuning.prune_every),
         ),
-        "imports": ["tasks.backup", "tasks.replicate", "tasks.restore", "tasks.dispatch", "tasks.maintenance"],
+        "imports": [
+            "tasks.backup",
+            "tasks.replicate",
+            "tasks.restore",
+            "tasks.pairs",
+            "tasks.dispatch",
+            "tasks.maintenance",
+        ],
     }
 
 

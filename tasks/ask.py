@@ -10,6 +10,7 @@ import typer
 from kombu.exceptions import OperationalError
 
 from tasks import backup as backup_tasks
+from tasks import pairs as care
 from tasks import replicate as sync_tasks
 from tasks import show, tables
 from tasks.app import adhoc_queue, here
@@ -17,39 +18,94 @@ from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
 from workers import dispatch, replicate
 from workers.errors import BrokerUnreachable, NotFound
-from workers.models import RunState
+from workers.models import RunKind, RunState
 
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
 LOOK_FOR = 20
 
-
-def backup(vms: Sequence[str], *, wait: bool, as_json: bool) -> None:
-    _known(vms)
-    request(vms, backup_tasks.request_runs, wait=wait, as_json=as_json)
+#: how a run that is waited for may end without having done what was asked
+NOT_WELL = (RunState.FAILED, RunState.NEEDS_APPROVAL, RunState.STOPPED)
 
 
-def sync(vms: Sequence[str], *, wait: bool, discard_changes: bool, target: str | None, as_json: bool) -> None:
+def backup(vms: Sequence[str], *, wait: bool, full: str | None, as_json: bool) -> None:
+    """`full`: who wants every block to be read and compared, and why."""
     _known(vms)
 
     def ask(vm: str) -> list[Any]:
-        return sync_tasks.request_runs(vm, discard_changes=discard_changes, target=target)
+        return _not_joined(backup_tasks.request_runs(vm, full=full), full)
 
     request(vms, ask, wait=wait, as_json=as_json)
 
 
-def plan(vms: Sequence[str], *, discard_changes: bool, target: str | None, as_json: bool) -> None:
+def sync(
+    vms: Sequence[str],
+    *,
+    wait: bool,
+    discard_changes: bool,
+    full: str | None,
+    targets: Sequence[str] = (),
+    as_json: bool,
+) -> None:
+    _known(vms)
+
+    def ask(vm: str) -> list[Any]:
+        made = sync_tasks.request_runs(vm, discard_changes=discard_changes, full=full, targets=targets)
+        return _not_joined(made, full)
+
+    request(vms, ask, wait=wait, as_json=as_json)
+
+
+def _not_joined(made: list[Any], full: str | None) -> list[Any]:
+    """A run that was under way before is not the full one that was asked for: that is said."""
+    for run, created in made:
+        if full and not created and "full" not in run.memory:
+            show.complain(
+                f"understudy: the {run.kind} {run.id} of {run.vm} was under way already, and it is not a full one: "
+                "ask again when it has ended"
+            )
+    return made
+
+
+def plan(
+    vms: Sequence[str], *, discard_changes: bool, full: str | None = None, targets: Sequence[str] = (), as_json: bool
+) -> None:
     """What a sync would do now, and why. Nothing is requested."""
     _known(vms)
     plans = []
     for vm in vms:
-        found = dispatch.replicated(here(), vm, target)
+        found = [m for target in targets or (None,) for m in dispatch.replicated(here(), vm, target)]
         for pair in [pair for member in found if (pair := dispatch.pair_of(here(), member)) is not None]:
-            made = replicate.preview(here(), pair, discard=discard_changes)
+            made = replicate.preview(here(), pair, discard=discard_changes, full=full)
             plans.append((f"{pair.site}/{pair.replica_name}", made))
     if as_json:
         return show.as_json([{"replica": name, **made.model_dump(mode="json")} for name, made in plans])
     for name, made in plans:
         tables.plan(made, name)
+
+
+def adopt(vm: str, *, targets: Sequence[str], yes: str | None, as_json: bool) -> None:
+    """Whose the VM's replica is; with `yes`, who wants it adopted and why, that is done."""
+    pair = care.one_pair(vm, targets)
+    said = send_requested(care.request_runs(pair, RunKind.ADOPT, {"confirmed": yes} if yes else {}))
+    _wait([each["run"] for each in said], as_json=as_json, reasons=True)
+    if not yes and not as_json:
+        show.say("nothing was changed. To make it this installation's replica: the same with --yes")
+
+
+def forget(
+    vm: str, *, targets: Sequence[str], with_replica: bool, yes: bool, who: str, reason: str, as_json: bool
+) -> None:
+    """End a pair; without `yes` it is only said what that means."""
+    pair = care.one_pair(vm, targets)
+    what = f"the pair of {pair.vm} and {pair.site}/{pair.replica_name}"
+    if not yes:
+        fate = "the replica and its files are removed" if with_replica else "the replica stays, as a VM of its own"
+        show.say(f"{what} would be forgotten: {fate}, its restore points are not held any more. Nothing was done yet")
+        show.say("to do it: the same with --yes")
+        raise typer.Exit(1)
+    memory = {"who": who, "reason": reason, **({"with_replica": "yes"} if with_replica else {})}
+    said = send_requested(care.request_runs(pair, RunKind.FORGET, memory))
+    _wait([each["run"] for each in said], as_json=as_json, reasons=True)
 
 
 def request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:
@@ -65,7 +121,8 @@ def request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, 
     show.say(f"follow it with `understudy show {said[0]['run']}`, or all with `understudy status`")
 
 
-def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
+def _wait(run_ids: Sequence[str], *, as_json: bool, reasons: bool = False) -> None:
+    """Until the runs have ended. `reasons`: all of what they have to say is shown."""
     try:
         ended = follow(here(), run_ids, quiet=as_json)
     except KeyboardInterrupt:
@@ -73,11 +130,15 @@ def _wait(run_ids: Sequence[str], *, as_json: bool) -> None:
         raise typer.Exit(130) from None
     if as_json:
         show.as_json(ended)
+    elif reasons:
+        for sentence in dict.fromkeys(reason for run in ended for reason in run.reasons):
+            show.say(sentence)
     else:
         tables.runs(ended)
-    failed = [run for run in ended if run.state is RunState.FAILED]
+    failed = [run for run in ended if run.state in NOT_WELL]
     for run in failed:
-        show.complain(f"understudy: {run.kind} of {run.vm} failed: {run.error}")
+        word = "failed" if run.state is RunState.FAILED else f"ended: {run.state}"
+        show.complain(f"understudy: {run.kind} of {run.vm} {word}: {run.error or '; '.join(run.reasons[-1:])}")
     if failed:
         raise typer.Exit(1)
 

@@ -14,16 +14,18 @@ from workers.models import Trigger
 
 
 @app.task(name="understudy.backup", throws=(BadInput,))
-def request(vm: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
+def request(vm: Any = None, full: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
     """Back this VM up now, or join the backup that is running. On the control queue; ends at once."""
-    only_known("understudy.backup takes vm (a VM's name)", more, unknown)
-    return send_requested(request_runs(vm))
+    only_known("understudy.backup takes vm (a VM's name) and full (why every block is compared)", more, unknown)
+    if full is not None and (not isinstance(full, str) or not full):
+        raise BadInput(f"full is a sentence that says why every block is compared, not {full!r}; nothing was requested")
+    return send_requested(request_runs(vm, full=full))
 
 
-def request_runs(vm: str) -> list[Any]:
+def request_runs(vm: str, *, full: str | None = None) -> list[Any]:
     """One run per store, however many groups and recovery targets the VM has."""
     chains = {member.group.store: member for member in dispatch.find(here(), vm)}
-    return [dispatch.request_backup(here(), member, Trigger.AD_HOC) for member in chains.values()]
+    return [dispatch.request_backup(here(), member, Trigger.AD_HOC, full=full) for member in chains.values()]
 
 
 @app.task(name="understudy.backup.run", bind=True)

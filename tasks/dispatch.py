@@ -16,6 +16,8 @@ WORK = {
     RunKind.BACKUP: "understudy.backup.run",
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
+    RunKind.ADOPT: "understudy.adopt.run",
+    RunKind.FORGET: "understudy.forget.run",
 }
 
 

@@ -33,11 +33,12 @@ def reap() -> None:
 
 @app.task(name="understudy.prune", ignore_result=True)
 def prune() -> None:
-    """Have each store pruned by a worker of a site that backs up to it."""
+    """Have each store pruned by a worker of a site that backs up to it; drop what of the history is too old."""
     grace.forget_strangers(here(), here().catalogue.now())
     sites = {group.store: group.source for group in here().settings.groups.values()}
     for store, site in sites.items():
         prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)
+    here().catalogue.drop_history(seconds(here().settings.tuning.keep_history))
 
 
 @app.task(name="understudy.prune.store")

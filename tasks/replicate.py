@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -18,25 +19,39 @@ log = structlog.get_logger()
 
 @app.task(name="understudy.sync", throws=(BadInput,))
 def request(
-    vm: Any = None, discard_changes: Any = False, target: Any = None, *more: Any, **unknown: Any
+    vm: Any = None,
+    discard_changes: Any = False,
+    full: Any = None,
+    target: Any = None,
+    *more: Any,
+    **unknown: Any,
 ) -> list[dict[str, Any]]:
     """Bring this VM's replicas up to the newest restore point now, or join the syncs that are running."""
-    takes = "understudy.sync takes vm (a VM's name), discard_changes (true or false) and target (a recovery target)"
-    only_known(takes, more, unknown)
+    takes = (
+        "vm (a VM's name), discard_changes (true or false), full (why every block is compared) and target (a recovery "
+        "target)"
+    )
+    only_known(f"understudy.sync takes {takes}", more, unknown)
     if not isinstance(discard_changes, bool):  # "false" is true to Python, and would give up what others wrote
         raise BadInput(f"discard_changes is true or false, not {discard_changes!r}; nothing was requested")
-    return send_requested(request_runs(vm, discard_changes=discard_changes, target=target))
+    if full is not None and (not isinstance(full, str) or not full):
+        raise BadInput(f"full is a sentence that says why every block is compared, not {full!r}; nothing was requested")
+    targets = () if target is None else (target,)
+    return send_requested(request_runs(vm, discard_changes=discard_changes, full=full, targets=targets))
 
 
-def request_runs(vm: str, *, discard_changes: bool = False, target: str | None = None) -> list[Any]:
-    """One run per recovery target. A target that can have no pair is said, and does not keep the others waiting."""
+def request_runs(
+    vm: str, *, discard_changes: bool = False, full: str | None = None, targets: Sequence[str] = ()
+) -> list[Any]:
+    """One run per recovery target, of `targets` or of all. A target that can have no pair is said, and does not keep
+    the others waiting."""
     made: list[Any] = []
     wrong: list[UnderstudyError] = []
-    for member in dispatch.replicated(here(), vm, target):
+    for member in [each for target in targets or (None,) for each in dispatch.replicated(here(), vm, target)]:
         try:
             pair = dispatch.pair_of(here(), member)
             assert pair is not None
-            made.append(dispatch.request_sync(here(), pair, Trigger.AD_HOC, discard=discard_changes))
+            made.append(dispatch.request_sync(here(), pair, Trigger.AD_HOC, discard=discard_changes, full=full))
         except UnderstudyError as err:
             wrong.append(err)
     if wrong and not made:

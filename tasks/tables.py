@@ -12,7 +12,8 @@ from tasks import show
 from workers.check import Finding
 from workers.models import Failure, Run, RunState, Slice, SyncPlan
 from workers.restore_points import Kept
-from workers.status import Protected, State, kind_of
+from workers.state import State
+from workers.status import Protected, kind_of
 
 COLOURS = {
     State.IN_SYNC: "green",
@@ -21,6 +22,10 @@ COLOURS = {
     State.NEVER_SYNCED: "yellow",
     State.NEVER_BACKED_UP: "yellow",
     State.PAUSED: "yellow",
+    State.DISABLED: "yellow",
+    State.RPO_BREACHED: "bold red",
+    State.APPROVAL_NEEDED: "bold red",
+    State.QUARANTINED: "bold red",
     State.QUEUED: "cyan",
     State.STARTING: "cyan",
     State.IN_PROGRESS: "cyan",
@@ -30,6 +35,8 @@ COLOURS = {
     RunState.RUNNING: "cyan",
     RunState.SUCCEEDED: "green",
     RunState.NOTHING_NEW: "green",
+    RunState.NEEDS_APPROVAL: "bold red",
+    RunState.STOPPED: "yellow",
     RunState.FAILED: "bold red",
 }
 
@@ -38,8 +45,10 @@ def coloured(state: State | RunState) -> Text:
     return Text(str(state), style=COLOURS.get(state, ""))
 
 
-def status(lines: Sequence[Protected]) -> None:
-    """One row per line, and below them every sentence that explains one."""
+def status(lines: Sequence[Protected], *, everything: bool = True) -> None:
+    """One row per line, and below them every sentence that explains one. `everything`: nothing was left out."""
+    if not lines and not everything:
+        return
     if not lines:
         return show.say("no VM is protected yet; name some in groups.<name>.vms, then run `understudy check`")
     rows = show.table(

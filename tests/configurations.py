@@ -37,6 +37,7 @@ FULL: dict[str, Any] = {
     "groups": {
         "web": {
             "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True,
+            "rpo": "4h", "full": "ask", "full_budget": "500GB",
             "keep": {
                 "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
             },

@@ -12,7 +12,9 @@ from tests import repository
 #: what every part of workers/ shares; they know only one another
 SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
-PURE = {"plan", "policy", "retention", "due", "extents", "membership", "destination"}
+PURE = {
+    "plan", "policy", "retention", "due", "extents", "membership", "destination", "quarantine", "approval", "state",
+}  # fmt: skip
 #: of our own modules, what a pure one may know; of settings only the models, see READERS
 PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE
 #: what of settings reads the file or the environment

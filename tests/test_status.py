@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from workers import settings
-from workers.catalogue import Catalogue, Ended, PointSummary
+from workers.catalogue import Catalogue, Ended, Hold, HoldKind, PointSummary
 from workers.errors import NotFound
 from workers.models import Pair, Run, RunKind, RunState, SyncPoint, Trigger, VmIdentity, VmSummary
 from workers.run import Here
-from workers.status import State, overview, status
+from workers.state import State, status
+from workers.status import overview
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -92,13 +94,6 @@ DESERTED = a_run(RunState.RUNNING, lease_until=NOW - timedelta(seconds=7), memor
         pytest.param(
             a_pair(), a_point(3), a_sync(2), WORKING, failed("touched"), State.IN_PROGRESS, "", id="once more"
         ),
-        pytest.param(a_pair(paused="moving"), a_point(2), a_sync(2), None, DONE, State.PAUSED, "moving", id="paused"),
-        pytest.param(
-            a_pair(paused="x"), a_point(2), None, None, failed("touched"), State.PAUSED, "x", id="paused, failed"
-        ),
-        pytest.param(
-            a_pair(paused="x"), a_point(2), None, WORKING, None, State.IN_PROGRESS, "", id="paused, still works"
-        ),
         pytest.param(a_pair(), a_point(2), a_sync(1), None, failed("disk busy"), State.FAILED, "it broke", id="failed"),
         pytest.param(
             a_pair(), a_point(2), a_sync(2), None, failed("refused"), State.FAILED, "it broke", id="same point"
@@ -121,6 +116,83 @@ def test_the_words(
     found = status(pair, newest, synced, live, last, NOW)
     assert found.state == state
     assert words in found.sentence if words else found.sentence == ""
+
+
+def a_hold(kind: HoldKind, reason: str = "moving house") -> Hold:
+    return Hold(target="pair:p1", kind=kind, since=NOW - HOUR, who="ann", reason=reason)
+
+
+def in_a_row(count: int, family: str, state: RunState = RunState.FAILED, **changes: Any) -> Ended:
+    """A target whose last runs failed so, the last of them half an hour ago."""
+    run = a_run(state, error="it broke", family=family, ended=NOW - HOUR / 2, **changes)
+    return Ended(run=run, family=family, failures=count, since=NOW - 5 * HOUR, blamed=family)
+
+
+ASKED = in_a_row(0, "", RunState.NEEDS_APPROVAL, memory={"approval": "9.0 GB would be compared again"})
+
+
+@pytest.mark.parametrize(
+    ("kinds", "live", "last", "state", "words"),
+    [
+        pytest.param(["paused"], None, DONE, State.PAUSED, "2026-05-01 11:00 UTC by ann \\(moving", id="paused"),
+        pytest.param(["paused"], None, failed("touched"), State.PAUSED, "understudy resume", id="paused, touched"),
+        pytest.param(["paused"], WORKING, None, State.IN_PROGRESS, "", id="paused, still works"),
+        pytest.param(["paused", "disabled"], None, DONE, State.DISABLED, "until `understudy enable`", id="disabled"),
+        pytest.param(["forgotten"], None, None, State.DISABLED, "forgotten since", id="forgotten"),
+        pytest.param([], None, in_a_row(2, "no space"), State.FAILED, "it broke", id="twice is not yet too often"),
+        pytest.param(
+            [], None, in_a_row(3, "no space"), State.QUARANTINED,
+            r"3 runs in a row failed since 2026-05-01 07:00 UTC \(no space\).*again in 30 min.*it broke",
+            id="quarantined",
+        ),
+        pytest.param([], None, in_a_row(1, "refused"), State.QUARANTINED, "1 run failed", id="refused at once"),
+        pytest.param([], None, in_a_row(1, "touched"), State.TOUCHED, "looked at again in 30 min", id="touched"),
+        pytest.param([], WORKING, in_a_row(3, "no space"), State.IN_PROGRESS, "", id="the probe"),
+        pytest.param(["paused"], None, in_a_row(3, "no space"), State.PAUSED, "by ann", id="paused, quarantined"),
+        pytest.param([], None, ASKED, State.APPROVAL_NEEDED, "9.0 GB would be compared again", id="approval needed"),
+        pytest.param(["approved"], None, ASKED, State.QUEUED, "approved by ann", id="approved"),
+        pytest.param(["approved"], None, DONE, State.IN_SYNC, "", id="approved before it was needed"),
+    ],
+)  # fmt: skip
+def test_what_people_said_and_what_failed_too_often(
+    kinds: list[str], live: Run | None, last: Ended | None, state: State, words: str
+) -> None:
+    held = {kind: a_hold(HoldKind(kind)) for kind in kinds}
+    found = status(a_pair(), a_point(2), a_sync(2), live, last, NOW, held=held, tuning=settings.Tuning())
+    assert found.state is state
+    assert re.search(words, found.sentence) if words else found.sentence == ""
+
+
+@pytest.mark.parametrize(
+    ("pair", "newest", "synced", "live", "kinds", "state", "late"),
+    [
+        pytest.param(a_pair(), a_point(2), a_sync(2, age=3 * HOUR), None, [], State.IN_SYNC, None, id="within"),
+        pytest.param(a_pair(), a_point(2), a_sync(2, age=5 * HOUR), None, [], State.RPO_BREACHED, 3600, id="breached"),
+        pytest.param(a_pair(), a_point(3), a_sync(2, age=5 * HOUR), None, [], State.RPO_BREACHED, 3600, id="a newer"),
+        pytest.param(a_pair(), a_point(3), a_sync(2, age=5 * HOUR), WORKING, [], State.IN_PROGRESS, 3600, id="at work"),
+        pytest.param(a_pair(), a_point(3), a_sync(2, age=5 * HOUR), None, ["paused"], State.PAUSED, 3600, id="paused"),
+        pytest.param(None, a_point(3, age=5 * HOUR), None, None, [], State.RPO_BREACHED, 3600, id="backups alone"),
+        pytest.param(a_pair(), a_point(1), None, None, [], State.NEVER_SYNCED, None, id="never synced"),
+        pytest.param(
+            a_pair(created=NOW - 6 * HOUR), a_point(1), None, None, [], State.RPO_BREACHED, 7200, id="never, for long"
+        ),
+        pytest.param(a_pair(created=NOW - HOUR), a_point(1), None, None, [], State.NEVER_SYNCED, None, id="new"),
+    ],
+)
+def test_the_rpo_is_a_state(
+    pair: Pair | None,
+    newest: PointSummary | None,
+    synced: SyncPoint | None,
+    live: Run | None,
+    kinds: list[str],
+    state: State,
+    late: float | None,
+) -> None:
+    held = {kind: a_hold(HoldKind(kind)) for kind in kinds}
+    found = status(pair, newest, synced, live, DONE, NOW, held=held, rpo=4 * 3600)
+    assert (found.state, found.late) == (state, late)
+    assert found.problem == (late is not None)
+    assert ("RPO of 4 h" in found.sentence or "RPO is 4 h" in found.sentence) == (late is not None)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +305,8 @@ def test_failures_of_backups_show_beside_a_sync(here: Here) -> None:
         catalogue.finish(run.id, "me", RunState.FAILED, error=f"{family} it was", family=family)
     (line,) = overview(here, ["web-1"])
     assert line.state is State.TOUCHED
-    assert list(line.troubles) == ["backup: no space it was", "sync: touched it was"]
+    backups, sync = line.troubles
+    assert backups == "backup: no space it was" and sync.startswith("sync: touched it was (looked at again in ")
     again = run_of(here, RunKind.SYNC, f"pair:{pair.id}", "web-1")
     (line,) = overview(here, ["uuid-web-1"])
     assert line.state is State.QUEUED and line.live == (again,)
@@ -259,7 +332,7 @@ def test_thousands_of_lines_take_a_handful_of_queries(here: Here) -> None:
             conn.exec_driver_sql("DELETE FROM runs")
             conn.exec_driver_sql("DELETE FROM targets")
             for number, name in enumerate(names):
-                conn.exec_driver_sql("INSERT INTO targets VALUES (?, 2)", (f"chain:main:uuid-{name}",))
+                conn.exec_driver_sql("INSERT INTO targets VALUES (?, 2, NULL)", (f"chain:main:uuid-{name}",))
                 for fence in (1, 2):
                     conn.exec_driver_sql(
                         "INSERT INTO runs (id, kind, target, vm, site, trigger, state, fence, attempts, memory, "

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import faults, members, plan, prune, template_point
+from workers import approval, faults, members, plan, prune, template_point
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -21,15 +21,7 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
-from workers.models import (
-    BackupMode,
-    Disk,
-    PointDisk,
-    RestorePoint,
-    RunReport,
-    RunState,
-    Slice,
-)
+from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunReport, RunState, Slice
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
@@ -169,6 +161,11 @@ class Chain:
         modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
         if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
             self.live.forget_slices()  # planned for a smaller part of a disk than must be read now
+        if self.live.recall("planned") is None:
+            read = {
+                mode: sum(todo[k].total for k, (m, _) in self._how.items() if m == mode) for mode in ("full", "compare")
+            }
+            self.live.may_read_all(approval.strictest(_groups(self.live)), first=read["full"], again=read["compare"])
         self.live.remember(modes=modes)
         return todo
 
@@ -185,7 +182,7 @@ class Chain:
             self._decide(disk, "full", why)
             return allocated
         known = self.live.recall(f"compare {disk.id}")
-        reason = known or self.point.untracked or self._distrust(before, disk)
+        reason = known or self.live.recall("full") or self.point.untracked or self._distrust(before, disk)
         answer = EMPTY
         if reason is None:
             try:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 import structlog
 
-from workers import backup, due, replicate
+from workers import backup, due, quarantine, replicate
 from workers.destination import of_member
-from workers.errors import BadInput, ConfigError, NotFound, UnderstudyError
+from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
 from workers.members import members as members
 from workers.members import settle
 from workers.models import Failure, Pair, Run, RunKind, Trigger
+from workers.quarantine import Turn
 from workers.run import Here
 from workers.settings import Schedule
 from workers.vsphere import inventory, tags
 from workers.vsphere.session import connect
 
 log = structlog.get_logger()
+
+#: makes a run of some target, or finds it: (run, was it made now?)
+Ask = Callable[[Trigger, str], tuple[Run, bool]]
 
 
 def discover(here: Here, site: str) -> int:
@@ -57,22 +62,30 @@ def _not_read(here: Here, site: str, err: UnderstudyError) -> None:
         log.error(f"that the inventory of {site} could not be read was not recorded: {second}")
 
 
-def pair_of(here: Here, member: Member) -> Pair | None:
-    """The pair of a VM under a group with a recovery target."""
+def pair_of(here: Here, member: Member, known: Mapping[tuple[str, str], Pair] | None = None) -> Pair | None:
+    """The pair of a VM under a group with a recovery target.
+
+    `known`: by source and recovery target, those just read; one of them that is as it should be costs no transaction.
+    """
     if member.target is None:
         return None
     if (sentence := objection(here, member)) is not None:
         raise ConfigError(sentence)
-    target = here.settings.targets[member.target]
-    return here.catalogue.ensure_pair(
-        source_site=member.vm.identity.site,
-        source=member.vm.identity.instance_uuid,
-        vm=member.vm.identity.name,
-        store=member.group.store,
-        recovery_target=member.target,
-        site=target.site,
-        replica_name=_replica_name(here, member, member.target),
-    )
+    wanted = {
+        "source_site": member.vm.identity.site,
+        "source": member.vm.identity.instance_uuid,
+        "vm": member.vm.identity.name,
+        "store": member.group.store,
+        "recovery_target": member.target,
+        "site": here.settings.targets[member.target].site,
+        "replica_name": _replica_name(here, member, member.target),
+    }
+    pair = (known or {}).get((wanted["source"], wanted["recovery_target"]))
+    if pair is not None:
+        is_so = pair.model_dump(include=set(wanted))
+        if is_so == wanted or (pair.replica is not None and is_so == {**wanted, "replica_name": pair.replica_name}):
+            return pair  # a replica that was built keeps its name
+    return here.catalogue.ensure_pair(**wanted)
 
 
 def _replica_name(here: Here, member: Member, target: str) -> str:
@@ -119,8 +132,10 @@ def _taken_name(here: Here, member: Member, aim: str) -> str | None:
     return None
 
 
-def request_backup(here: Here, member: Member, trigger: Trigger, slot: str | None = None) -> tuple[Run, bool]:
-    """The live backup run of this VM's chain, or a new one: (run, was it made now?)."""
+def request_backup(
+    here: Here, member: Member, trigger: Trigger, slot: str | None = None, *, full: str | None = None
+) -> tuple[Run, bool]:
+    """The live backup run of this VM's chain, or a new one: (run, was it made now?). `full`: why all is compared."""
     return here.catalogue.request_run(
         RunKind.BACKUP,
         backup.target_of(member.group.store, member.vm.identity.instance_uuid),
@@ -128,13 +143,21 @@ def request_backup(here: Here, member: Member, trigger: Trigger, slot: str | Non
         site=member.vm.identity.site,
         trigger=trigger,
         slot=slot,
+        memory={"full": full} if full else {},
     )
 
 
 def request_sync(
-    here: Here, pair: Pair, trigger: Trigger, slot: str | None = None, *, discard: bool = False
+    here: Here,
+    pair: Pair,
+    trigger: Trigger,
+    slot: str | None = None,
+    *,
+    discard: bool = False,
+    full: str | None = None,
 ) -> tuple[Run, bool]:
-    """The live sync run of this pair, or a new one. `discard`: a person gave up what others changed on the replica."""
+    """The live sync run of this pair, or a new one. `discard`: a person gave up what others changed on the replica.
+    `full`: why every block is compared."""
     return here.catalogue.request_run(
         RunKind.SYNC,
         replicate.target_of(pair.id),
@@ -143,59 +166,103 @@ def request_sync(
         trigger=trigger,
         slot=slot,
         pair=pair.id,
-        memory={"discard": "yes"} if discard else {},
+        memory={**({"discard": "yes"} if discard else {}), **({"full": full} if full else {})},
     )
+
+
+def request_care(here: Here, pair: Pair, kind: RunKind, *, memory: Mapping[str, str]) -> tuple[Run, bool]:
+    """A run that adopts or forgets. Raises `Refused` while anything else is under way for the pair."""
+    run, created = here.catalogue.request_run(
+        kind,
+        replicate.target_of(pair.id),
+        vm=pair.vm,
+        site=pair.site,
+        trigger=Trigger.AD_HOC,
+        pair=pair.id,
+        memory=memory,
+    )
+    if not created and (run.kind is not kind or any(run.memory.get(key) != value for key, value in memory.items())):
+        raise Refused(
+            f"the {run.kind} {run.id} of {pair.vm} is under way, so that nothing was requested: wait for its end, or "
+            f"stop it with `understudy pause {pair.vm} --now`"
+        )
+    return run, created
+
+
+class _Tick:
+    """What one tick knows, read once for all VMs, and the runs that it has made: sent whatever refuses the next one."""
+
+    def __init__(self, here: Here, now: datetime) -> None:
+        catalogue = here.catalogue
+        self.here = here
+        self.now = now
+        self.used = {kind: catalogue.used_slots(kind) for kind in (RunKind.BACKUP, RunKind.SYNC)}
+        self.newest = {(p.store, p.vm): p.id for p in catalogue.newest_points()}
+        self.synced = {p.pair: p.point for p in catalogue.latest_sync_points()}
+        self.pairs = {(pair.source, pair.recovery_target): pair for pair in catalogue.pairs()}
+        self.held = catalogue.holds()
+        self.last = {each.run.target: each for each in catalogue.latest_ended(uncounted=quarantine.UNCOUNTED)}
+        self.live = {run.target for run in catalogue.live_runs()}
+        self.fresh: list[Run] = []
+
+    def start(self, target: str, ask: Ask, slots: Iterable[tuple[Trigger, str]]) -> None:
+        """What is due of a target, unless it is held or set aside; or its probe. One run does for all that is due."""
+        if target in self.live:
+            return
+        turn, last = self._turn(target)
+        if turn is Turn.SKIP:
+            return
+        wanted = list(slots)
+        if turn is Turn.PROBE:  # what is due serves as the probe, unless its slot is used up
+            wanted.append((Trigger.PROBE, f"after {last}"))
+        for trigger, slot in wanted:
+            run, created = ask(trigger, slot)
+            if created:
+                self.fresh.append(run)
+            if run.live:
+                self.live.add(target)
+                return
+
+    def _turn(self, target: str) -> tuple[Turn, str]:
+        held = {str(kind): said for kind, said in self.held.get(target, {}).items()}
+        return quarantine.turn(held, self.last.get(target), self.here.settings.tuning, self.now)
 
 
 def dispatch(here: Here, now: datetime) -> list[Run]:
     """One tick: a run for each VM that is due and has none. Idempotent per (target, slot), so two Beats do no harm."""
-    used = {kind: here.catalogue.used_slots(kind) for kind in RunKind}
-    newest = {(p.store, p.vm): p.id for p in here.catalogue.newest_points()}
-    synced = {p.pair: p.point for p in here.catalogue.latest_sync_points()}
-    fresh: list[Run] = []
+    tick = _Tick(here, now)
     for member in settle(here).members():
         try:
-            _due_of(here, member, now, used, newest, synced, fresh)
+            _due_of(tick, member)
         except UnderstudyError as err:  # one VM's trouble must not keep the others waiting
             log.error(str(err), vm=member.vm.identity.name, group=member.name)
-    return fresh
+    return tick.fresh
 
 
-def _due_of(
-    here: Here,
-    member: Member,
-    now: datetime,
-    used: dict[RunKind, dict[str, str]],
-    newest: dict[tuple[str, str], str],
-    synced: dict[str, str],
-    fresh: list[Run],
-) -> None:
-    """Adds to `fresh` at once: a run that was made is sent, whatever refuses the next one."""
+def _due_of(tick: _Tick, member: Member) -> None:
     uuid, group = member.vm.identity.instance_uuid, member.group
-
-    def take(made: tuple[Run, bool]) -> None:
-        fresh.extend([made[0]] if made[1] else [])
-
-    if group.backup is not None:
-        target = backup.target_of(group.store, uuid)
-        slot = _slot(group.backup, uuid, used[RunKind.BACKUP].get(target), now)
-        if slot is not None:
-            take(request_backup(here, member, Trigger.SCHEDULE, slot))
-    pair = pair_of(here, member)
-    if pair is not None and pair.paused is None:
-        point = newest.get((group.store, uuid))
-        if group.replicate.schedule is not None:
-            slot = _slot(group.replicate.schedule, uuid, used[RunKind.SYNC].get(replicate.target_of(pair.id)), now)
-            if slot is not None:
-                take(request_sync(here, pair, Trigger.SCHEDULE, slot))
-        if group.replicate.after_backup and point is not None and synced.get(pair.id) != point:
-            take(request_sync(here, pair, Trigger.AFTER_BACKUP, after(point)))
+    chain = backup.target_of(group.store, uuid)
+    tick.start(
+        chain,
+        lambda trigger, slot: request_backup(tick.here, member, trigger, slot),
+        _slots(group.backup, uuid, tick.used[RunKind.BACKUP].get(chain), tick.now),
+    )
+    pair = pair_of(tick.here, member, tick.pairs)
+    if pair is None:
+        return
+    point, target = tick.newest.get((group.store, uuid)), replicate.target_of(pair.id)
+    slots = _slots(group.replicate.schedule, uuid, tick.used[RunKind.SYNC].get(target), tick.now)
+    if group.replicate.after_backup and point is not None and tick.synced.get(pair.id) != point:
+        slots.append((Trigger.AFTER_BACKUP, after(point)))
+    tick.start(target, lambda trigger, slot: request_sync(tick.here, pair, trigger, slot), slots)
 
 
-def _slot(schedule: Schedule, uuid: str, last: str | None, now: datetime) -> str | None:
-    """The name of the slot that is due, if one is. However many were missed, it is one."""
+def _slots(schedule: Schedule | None, uuid: str, last: str | None, now: datetime) -> list[tuple[Trigger, str]]:
+    """The slot that is due, if one is. However many were missed, it is one."""
+    if schedule is None or not due.is_due(schedule, uuid, last, now):
+        return []
     latest = due.slot(schedule, uuid, now)
-    return due.slot_name(latest) if latest is not None and due.is_due(schedule, uuid, last, now) else None
+    return [(Trigger.SCHEDULE, due.slot_name(latest))] if latest is not None else []
 
 
 def after(point: str) -> str:
@@ -214,12 +281,20 @@ def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
         ):
             try:
                 pair = pair_of(here, member)
-                if pair is not None and pair.paused is None:
+                if pair is not None and _may_follow(here, pair):
                     run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
                     fresh += [run] if created else []
             except UnderstudyError as err:  # one target's trouble must not keep the others waiting
                 log.error(str(err), vm=member.vm.identity.name, group=member.name, target=member.target)
     return fresh
+
+
+def _may_follow(here: Here, pair: Pair) -> bool:
+    """Whether nobody holds the pair and it is not set aside."""
+    target = replicate.target_of(pair.id)
+    held = {str(kind): said for kind, said in here.catalogue.holds(target).get(target, {}).items()}
+    last = next(iter(here.catalogue.latest_ended(target, uncounted=quarantine.UNCOUNTED)), None)
+    return quarantine.turn(held, last, here.settings.tuning, here.catalogue.now())[0] is not Turn.SKIP
 
 
 def find(here: Here, name: str) -> list[Member]:

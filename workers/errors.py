@@ -13,10 +13,12 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── Touched                 the replica was powered on or written by somebody else
 │   ├── Foreign                 a VM, cursor or store that is not ours (or of another realm)
 │   ├── Refused                 a rule of the protocol forbids it in this state
+│   ├── ApprovalNeeded          much would be read or compared again: the policy wants to be asked
 │   ├── StoreDamaged            what is read back is not what was written
 │   └── StoreTooNew             written by a newer format than this program reads
 ├── FencedOut                   a newer run owns the target: stop at once, write nothing
 ├── SnapshotLost                the run's snapshot is gone: the run starts again from a new one
+├── Stopped                     a person ended the run: at a checkpoint, nothing is wrong
 ├── WorkerLost                  its workers died once too often: somebody must look why
 ├── Conflict                    a compare-and-set lost: read again, decide again
 └── BadInput                    what was asked or configured cannot be
@@ -90,6 +92,16 @@ class Refused(NeedsPerson):
     family = "refused"
 
 
+class ApprovalNeeded(NeedsPerson):
+    """`bytes` would be read, or compared, again."""
+
+    family = "approval needed"
+
+    def __init__(self, message: str, size: int) -> None:
+        super().__init__(message)
+        self.bytes = size
+
+
 class StoreDamaged(NeedsPerson):
     family = "store damaged"
 
@@ -104,6 +116,10 @@ class FencedOut(UnderstudyError):
 
 class SnapshotLost(UnderstudyError):
     family = "snapshot lost"
+
+
+class Stopped(UnderstudyError):
+    family = "stopped"
 
 
 class WorkerLost(UnderstudyError):

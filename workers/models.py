@@ -15,9 +15,6 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-# --- virtual machines -------------------------------------------------------------------------------------------
-
-
 class VmIdentity(Model):
     """Which VM. `instance_uuid` is the identity; moref and name are how to reach and how to call it today."""
 
@@ -240,9 +237,6 @@ class SyncPoint(Model):
     reasons: tuple[str, ...] = ()
 
 
-# --- plans ------------------------------------------------------------------------------------------------------
-
-
 class DiskPlan(Model):
     """What one disk needs, and why, in words. The extents themselves are not part of it."""
 
@@ -285,6 +279,8 @@ class RunKind(StrEnum):
     BACKUP = "backup"
     SYNC = "sync"
     RESTORE = "restore"
+    ADOPT = "adopt"
+    FORGET = "forget"
 
 
 class RunState(StrEnum):
@@ -294,12 +290,15 @@ class RunState(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     NOTHING_NEW = "nothing new"
+    NEEDS_APPROVAL = "approval needed"
+    STOPPED = "stopped"
     FAILED = "failed"
 
 
 class Trigger(StrEnum):
     SCHEDULE = "schedule"
     AFTER_BACKUP = "after backup"
+    PROBE = "probe"
     AD_HOC = "ad hoc"
 
 
@@ -330,6 +329,8 @@ class Run(Model):
     stored: int = 0
     reasons: tuple[str, ...] = ()
     error: str | None = None
+    #: of its failure, see errors.py
+    family: str | None = None
 
     @property
     def live(self) -> bool:
@@ -370,7 +371,9 @@ class Pair(Model):
     replica_name: str
     generation: int = 1
     failover: str = "none"
+    #: why it is paused; kept with the other holds
     paused: str | None = None
+    created: datetime | None = None
 
 
 class Failure(Model):

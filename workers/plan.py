@@ -54,8 +54,8 @@ def check_ours(cursor: Cursor, state: VmState, *, realm: str, pair: str, source:
     if cursor.realm != realm:
         raise Foreign(
             f"the replica {name} belongs to another realm ({cursor.realm[:8]}, this is {realm[:8]}); "
-            "nothing was written. If the other installation is gone, rename or remove the replica, or choose another "
-            "replica name: the next sync then builds a new one"
+            "nothing was written. If the other installation is gone, `understudy adopt` makes it this one's; else "
+            "choose another replica name, and the next sync builds a new one"
         )
     if (cursor.vm, cursor.vcenter) != (state.identity.instance_uuid, state.identity.vcenter):
         raise Foreign(
@@ -65,8 +65,8 @@ def check_ours(cursor: Cursor, state: VmState, *, realm: str, pair: str, source:
     if cursor.pair != pair and cursor.source == source:
         raise Foreign(
             f"{name} is the replica of the same VM for another recovery target, or of an older catalogue; nothing was "
-            "written. Give one of the two another replica name (prefix or suffix of the target, overrides.NAME.name), "
-            "or rename or remove this replica to have a new one built"
+            "written. If the older catalogue is gone, `understudy adopt` makes it this pair's; else give one of the "
+            "two another replica name (prefix or suffix of the target, overrides.NAME.name)"
         )
     if cursor.pair != pair or cursor.source != source:
         raise Foreign(
@@ -268,6 +268,13 @@ def sync_plan(
         disks=tuple(disks),
         hardware=tuple(changes) if not nothing else (),
     )
+
+
+def in_full(made: SyncPlan, *, synced: bool) -> tuple[int, int]:
+    """Bytes that are brought over in full for the first time, and again. `synced`: has this pair ever been?"""
+    again = sum(disk.bytes for disk in made.disks if disk.mode == "compare" or (made.build_replica and synced))
+    every = sum(disk.bytes for disk in made.disks if disk.mode in ("full", "compare"))
+    return (every - again, again) if synced else (every, 0)
 
 
 # --- backup -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from workers import plan
 from workers.beginning import Beginning, find_existing, of_existing, of_seed
@@ -26,7 +27,14 @@ class Replica:
     """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
     def __init__(
-        self, here: Here, pair: Pair, *, goal: str | None = None, discard: bool = False, back_to: str | None = None
+        self,
+        here: Here,
+        pair: Pair,
+        *,
+        goal: str | None = None,
+        discard: bool = False,
+        full: str | None = None,
+        back_to: str | None = None,
     ) -> None:
         self.here = here
         self.pair = pair
@@ -41,32 +49,31 @@ class Replica:
         #: of a replica that is not there yet, and is not built from nothing
         self.beginning: Beginning | None = None
         self.state: VmState | None = self._find()
-        self.cursor = self._read_cursor(self.state)
+        self.cursor = read_cursor(self.state)
         #: found just now, or None: a reason to compare every block
         self.doubt: str | None = None
         #: of the disks' contents when we looked
         self.evidence = ""
+        self.decision = self._judge(discard, full, back_to)
+
+    def _judge(self, discard: bool, full: str | None, back_to: str | None) -> plan.Decision:
+        """Is it ours and untouched, and which way does it go on? Nothing has been written before this is answered."""
         if self.state is not None:
             if self.cursor is None:
                 raise Foreign(
                     f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
                     "nothing was written. Rename or remove it, and the next sync builds a new one"
                 )
-            plan.check_ours(self.cursor, self.state, realm=here.catalogue.realm, pair=pair.id, source=pair.source)
+            pair = self.pair
+            plan.check_ours(self.cursor, self.state, realm=self.here.catalogue.realm, pair=pair.id, source=pair.source)
             self.evidence = replica.content_evidence(self.state)
-            cids = self._cids() if self.cursor.taking else {}
+            cids = descriptor_cids(self.state, self.site.datastores) if self.cursor.taking else {}
             self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
-        self.decision = plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt, back_to=back_to)
         if self.state is None and self.beginning is None and self.place.seed is not None and self.goal is not None:
-            self.beginning = of_seed(self.session, self.site.datastores, pair, self.place, self.goal)
+            self.beginning = of_seed(self.session, self.site.datastores, self.pair, self.place, self.goal)
         if self.beginning is not None:
-            self.decision = plan.Decision("compare", self.beginning.reason)
-
-    def _cids(self) -> dict[str, str]:
-        """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
-        assert self.state is not None
-        disks = [disk for disk in self.state.config.disks if disk.parent is None]
-        return {disk.id: Descriptor(datastore_file(self.site.datastores, disk.file)).cid for disk in disks}
+            return plan.Decision("compare", self.beginning.reason)
+        return plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt or full, back_to=back_to)
 
     @staticmethod
     def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:
@@ -94,7 +101,7 @@ class Replica:
             self._note(f"the replica {self.pair.replica_name} is gone from its vCenter; it is built again")
         if self.place.existing is not None:
             there = find_existing(self.session, self.place.existing, self.pair.vm)
-            if self._read_cursor(there) is not None:
+            if read_cursor(there) is not None:
                 return there  # taken over by a run that stopped before it could say so, or somebody else's
             if self.goal is not None:
                 self.beginning = of_existing(self.here, self.pair, self.place, there, self.goal)
@@ -104,26 +111,12 @@ class Replica:
         except NotFound:
             return None
         state = inventory.vm_state(self.session, named.identity.moref)
-        if self._read_cursor(state) is None:
+        if read_cursor(state) is None:
             raise Foreign(
                 f"a VM named {self.pair.replica_name} is already at site {self.pair.site} and is no replica of ours; "
                 "nothing was written. Rename it, or give this VM's replica another name (overrides.NAME.name)"
             )
         return state  # ours if its cursor says so: built by a run that stopped before it could say where
-
-    @staticmethod
-    def _read_cursor(state: VmState | None) -> Cursor | None:
-        text = state.notes.get(CURSOR) if state is not None else None
-        if not text:
-            return None
-        assert state is not None
-        try:
-            return Cursor.model_validate_json(text)
-        except ValueError as err:
-            raise Foreign(
-                f"the cursor on {state.identity.name} can not be read ({text[:80]!r}); nothing was written. "
-                "It may come from a newer Understudy: upgrade, or rename the VM to have a new replica built"
-            ) from err
 
     def plan(self) -> SyncPlan:
         nothing = self.decision.mode == "nothing"
@@ -173,3 +166,27 @@ class Replica:
                 todo = todo | self.store.diff(before, part)
             result[part.disk.id] = todo
         return result
+
+
+def descriptor_cids(state: VmState, datastores: Mapping[str, Path]) -> dict[str, str]:
+    """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
+    disks = [disk for disk in state.config.disks if disk.parent is None]
+    return {disk.id: Descriptor(datastore_file(datastores, disk.file)).cid for disk in disks}
+
+
+def read_cursor(state: VmState | None) -> Cursor | None:
+    """What the VM says that its disks hold; None for one that is no replica.
+
+    Raises `Foreign` when it can not be read.
+    """
+    text = state.notes.get(CURSOR) if state is not None else None
+    if not text:
+        return None
+    assert state is not None
+    try:
+        return Cursor.model_validate_json(text)
+    except ValueError as err:
+        raise Foreign(
+            f"the cursor on {state.identity.name} can not be read ({text[:80]!r}); nothing was written. "
+            "It may come from a newer Understudy: upgrade, or rename the VM to have a new replica built"
+        ) from err

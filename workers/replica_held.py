@@ -13,7 +13,7 @@ from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
-from workers.replica import CURSOR, Replica
+from workers.replica import CURSOR, Replica, read_cursor
 from workers.run import Live
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
@@ -35,6 +35,7 @@ class HeldReplica(Replica):
             pair,
             goal=live.recall("point"),
             discard=live.recall("discard") is not None,
+            full=live.recall("full"),
             back_to=live.recall(BACK_TO),
         )
 
@@ -121,7 +122,7 @@ class HeldReplica(Replica):
         """Compare-and-set by the VM's changeVersion. A lower fence never replaces a higher one."""
         assert self.state is not None
         self.live.check()
-        before = self._read_cursor(self.state)
+        before = read_cursor(self.state)
         if before is not None and before.fence > cursor.fence:
             raise FencedOut(
                 f"the cursor of {self.pair.replica_name} carries fence {before.fence}, this run's is {cursor.fence}; "

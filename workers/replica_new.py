@@ -11,7 +11,7 @@ from workers import beginning, faults, plan
 from workers.destination import datastore_for, macs, provisioned
 from workers.errors import ConfigError, Transient
 from workers.models import Cursor, Disk
-from workers.replica import CURSOR
+from workers.replica import CURSOR, read_cursor
 from workers.replica_held import HeldReplica
 from workers.vsphere import replica
 from workers.vsphere.building import DISKS, MARK, NewDisk, ReplicaSpec, disk_places, place_of
@@ -52,7 +52,7 @@ class NewReplica(HeldReplica):
         self._reread(built.moref)
         assert self.state is not None
         self.evidence = replica.content_evidence(self.state)
-        self.cursor = self._read_cursor(self.state)
+        self.cursor = read_cursor(self.state)
         if self.cursor != cursor:
             raise Transient(f"{self.pair.replica_name} was built by another run just now; looked at again")
 

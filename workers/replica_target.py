@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
-from workers import faults, nvram, plan
+from workers import approval, faults, nvram, plan
 from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.errors import Refused, Touched
 from workers.extents import Extents
-from workers.models import Cursor, HardwareChange, RunReport, Slice
+from workers.members import last_groups_of
+from workers.models import Cursor, HardwareChange, RunReport, Slice, SyncPlan
 from workers.point import Reader
 from workers.replica_held import nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
@@ -59,6 +60,7 @@ class ReplicaTarget(NewReplica):
             self.live.forget_slices()
             self._note(f"the checkpoints of this run are given up: {why}")
         if self.live.recall("planned") is None:
+            self._ask(changes, extents)
             self.live.remember(situation=situation)
             self._explain(changes, extents)
         self.store.pin(self.pair.source, self.goal.id, self._holder())
@@ -106,10 +108,21 @@ class ReplicaTarget(NewReplica):
             return "the restore points or the configuration are not those that they were made for"
         return None
 
-    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
-        worded = plan.sync_plan(
+    def _worded(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> SyncPlan:
+        return plan.sync_plan(
             self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.place.excluded_disks
         )
+
+    def _ask(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
+        """Raise `ApprovalNeeded` where the groups want a person to be asked before so much is written or compared."""
+        groups = last_groups_of(self.here, self.pair.source).values()
+        policy = approval.strictest(group for group in groups if self.pair.recovery_target in group.targets)
+        synced = self.here.catalogue.sync_point(self.pair.id) is not None
+        first, again = plan.in_full(self._worded(changes, extents), synced=synced)
+        self.live.may_read_all(policy, first=first, again=again)
+
+    def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
+        worded = self._worded(changes, extents)
         for disk in worded.disks:
             self._note(f"{disk.label}: {disk.mode}, {disk.bytes} bytes; {disk.reason}")
         assert self.goal is not None
@@ -194,8 +207,9 @@ class ReplicaTarget(NewReplica):
         taking = plan.taking(secrets.token_hex(4), self.state.config.disks)
         fresh = (*self.cursor.fresh, *added)
         self._write(self.cursor.model_copy(update={"content": "", "taking": taking, "fresh": fresh, "nonce": nonce()}))
-        if self.live.recall("discard") is not None:
-            self.live.remember(discard=None)  # what was given up is what was there now; the cursor says to compare it
+        if self.live.recall("discard") is not None or self.live.recall("full") is not None:
+            # What was given up is what was there now. The cursor says to compare it, also to later messages.
+            self.live.remember(discard=None, full=None)
         faults.at("own.before")
         if changes:
             replica.change_hardware(

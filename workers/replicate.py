@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import faults
-from workers.models import Pair, RestorePoint, RunReport, RunState, SyncPlan
+from workers.models import Pair, RestorePoint, RunReport, RunState, SyncPlan, Trigger
 from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import BACK_TO
@@ -11,6 +11,9 @@ from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.store import Store
 from workers.sync import sync
+
+#: begins the reason of a pause that keeps a replica at an older point
+ROLLED_BACK = "rolled back to "
 
 
 def target_of(pair: str) -> str:
@@ -23,22 +26,22 @@ def run(here: Here, run_id: str) -> RunReport:
     return execute(here, run_id, _replicate)
 
 
-def preview(here: Here, pair: Pair, *, discard: bool = False) -> SyncPlan:
-    """What a sync of this pair would do now, and why. Reads only."""
-    return Replica(here, pair, discard=discard).plan()
+def preview(here: Here, pair: Pair, *, discard: bool = False, full: str | None = None) -> SyncPlan:
+    """What a sync of this pair would do now, and why. Reads only. `full`: a reason to compare every block."""
+    return Replica(here, pair, discard=discard, full=full).plan()
 
 
 def _replicate(live: Live) -> RunReport:
     pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
     back_to = live.recall(BACK_TO)
-    if pair.paused is not None and back_to is None and live.recall("point") is None:
+    if pair.paused is not None and back_to is None and live.recall("point") is None and _kept_back(live, pair.paused):
         # whoever requested it may have looked before the pause: the last look is this one
-        reason = f"nothing was done, for the pair is paused: {pair.paused}"
+        reason = f"nothing was done, for the pair is paused: {pair.paused}; `understudy resume {pair.vm}` ends that"
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     target = ReplicaTarget(live, pair)
     if back_to is not None and pair.paused is None:  # before a byte is written, so that no tick comes in between
-        reason = f"rolled back to {back_to} on request; it stays there until it is resumed"
+        reason = f"{ROLLED_BACK}{back_to} on request; it stays there until it is resumed"
         target.pair = live.here.catalogue.pause(pair.id, reason)
         faults.at("rollback.paused")
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
@@ -46,6 +49,11 @@ def _replicate(live: Live) -> RunReport:
     if target.goal is not None:
         live.remember(point=target.goal.id)
     return sync(StoredPoint(target.store, target.goal), target, live)
+
+
+def _kept_back(live: Live, paused: str) -> bool:
+    """A pause is about what happens by itself; after a rollback a sync by name must not undo it, either."""
+    return live.run.trigger is not Trigger.AD_HOC or paused.startswith(ROLLED_BACK)
 
 
 class StoredPoint:

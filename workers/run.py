@@ -15,9 +15,19 @@ from datetime import timedelta
 
 import structlog
 
-from workers import faults
-from workers.catalogue import Catalogue
-from workers.errors import Conflict, FencedOut, NoSpace, TaskStillRunning, Transient, UnderstudyError, WorkerLost
+from workers import approval, faults, quarantine
+from workers.catalogue import STOP, Catalogue, HoldKind
+from workers.errors import (
+    ApprovalNeeded,
+    Conflict,
+    FencedOut,
+    NoSpace,
+    Stopped,
+    TaskStillRunning,
+    Transient,
+    UnderstudyError,
+    WorkerLost,
+)
 from workers.models import Run, RunReport, RunState, Slice
 from workers.settings import Settings, seconds
 
@@ -117,9 +127,29 @@ class Live:
         faults.at("checkpoint.after")
 
     def spend(self) -> None:
-        """Raise `OutOfTime` when the message's time is up. Call only right after a checkpoint."""
+        """Raise `OutOfTime` when the message's time is up, `Stopped` when a person wants the run to end.
+
+        Call only right after a checkpoint.
+        """
+        if (reason := self.here.catalogue.run(self.run.id).memory.get(STOP)) is not None:
+            raise Stopped(reason)
         if time.monotonic() > self.deadline:
             raise OutOfTime
+
+    def may_read_all(self, policy: approval.Policy, *, first: int, again: int) -> None:
+        """Raise `ApprovalNeeded` where the policy wants a person to be asked, and none has said yes (approval.py)."""
+        why = approval.objection(policy, first=first, again=again)
+        if why is None:
+            return
+        if self.recall("full") is not None or self.recall("discard") is not None:
+            return  # asked for by name
+        said = self.here.catalogue.holds(self.run.target).get(self.run.target, {}).get(HoldKind.APPROVED)
+        if said is not None and policy.full != "never":
+            self.note(f"{why}: approved by {said.who} ({said.reason})")
+            return
+        verb = f"`understudy {self.run.kind} {self.run.vm} --full`"
+        yes = verb if policy.full == "never" else f"`understudy approve {self.run.vm}`, or {verb},"
+        raise ApprovalNeeded(f"{why}. Nothing was read or written yet; {yes} lets it be done once", first + again)
 
     def report(self, outcome: str, reason: str, point: str | None = None) -> RunReport:
         parts = self.here.catalogue.slices(self.run.id)
@@ -161,6 +191,9 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         now = here.catalogue.run(run_id)
         return RunReport(run=run_id, vm=now.vm, outcome=now.state, reason="another worker has it, or it has ended")
     live = Live(here, run, owner)
+    if (reason := live.recall(STOP)) is not None:  # asked for while its worker was dead
+        live.note(reason)
+        return live.finish(RunState.STOPPED, live.report("stopped", reason))
     if run.attempts > tuning.attempts:
         _fail(live, err := WorkerLost(run.attempts - 1), str(err))
         raise err
@@ -168,6 +201,13 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
         try:
             with storage_in_words():
                 return work(live)
+        except ApprovalNeeded as err:
+            live.note(str(err))
+            live.remember(approval=str(err), bytes=str(err.bytes))
+            return live.finish(RunState.NEEDS_APPROVAL, live.report("approval needed", str(err)))
+        except Stopped as err:
+            live.note(str(err))
+            return live.finish(RunState.STOPPED, live.report("stopped", str(err)))
         except OutOfTime:
             here.catalogue.yield_run(run_id, owner)
             return live.report("continues", "its time in this task was up; the rest is queued")
@@ -179,10 +219,10 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
             live.note(str(err))
             return _put_off(live, err, seconds(tuning.lease), counted=False)
         except (Transient, Conflict) as err:
-            if run.attempts >= tuning.attempts:
+            if run.attempts >= quarantine.tries(err.family, tuning):
                 _fail(live, err, f"{err} (tried {run.attempts} times)")
                 raise
-            return _put_off(live, err, seconds(tuning.retry_pause) * 2 ** (run.attempts - 1), counted=True)
+            return _put_off(live, err, quarantine.pause(err.family, tuning, run.attempts), counted=True)
         except UnderstudyError as err:
             _fail(live, err, str(err))
             raise
@@ -209,11 +249,11 @@ def storage_in_words() -> Iterator[None]:
         ) from err
 
 
-def _put_off(live: Live, err: Exception, pause: int, *, counted: bool) -> RunReport:
+def _put_off(live: Live, err: Exception, pause: float, *, counted: bool) -> RunReport:
     catalogue = live.here.catalogue
     due = catalogue.now() + timedelta(seconds=pause)
     catalogue.yield_run(live.run.id, live.owner, not_before=due, error=str(err) if counted else None)
-    return live.report("waiting", f"{err}; tried again in {pause} s")
+    return live.report("waiting", f"{err}; tried again in {pause:g} s")
 
 
 def give_up(here: Here, run: Run, sentence: str, family: str = WorkerLost.family) -> None:
@@ -252,6 +292,8 @@ def _renewed(live: Live) -> Iterator[None]:
                     live._lost.set()
                     return
                 last = time.monotonic()
+                if STOP in here.catalogue.run(live.run.id).memory:
+                    live.deadline = last  # what is being copied comes to its checkpoint now
             except UnderstudyError as err:
                 log.warning(f"the lease could not be renewed: {err}", run=live.run.id)
                 if time.monotonic() - last > lease:

@@ -3,89 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
-from enum import StrEnum
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 
-from workers import backup, dispatch, replicate
-from workers.catalogue import Ended, KnownVm, PointSummary
-from workers.errors import NotFound
+from workers import backup, dispatch, quarantine, replicate
+from workers.catalogue import Ended, HoldKind, KnownVm, PointSummary
+from workers.errors import BadInput, NotFound
 from workers.grace import farewell
 from workers.members import Roll
-from workers.models import Model, Pair, Run, RunKind, RunState, SyncPoint
+from workers.models import Model, Pair, Run, RunKind, SyncPoint
 from workers.replica_held import BACK_TO
 from workers.run import Here
-
-
-class State(StrEnum):
-    """The words of a status. The first two pairs are of what is kept, the others of the work on it."""
-
-    NEVER_BACKED_UP = "never backed up"
-    BACKED_UP = "backed up"
-    NEVER_SYNCED = "never synced"
-    IN_SYNC = "in sync"
-    NEEDS_SYNC = "needs sync"
-    QUEUED = "queued"
-    STARTING = "starting"
-    IN_PROGRESS = "in progress"
-    PAUSED = "paused"
-    TOUCHED = "touched"
-    FAILED = "failed"
-
-
-class Status(Model):
-    state: State
-    #: why, where there is more to say: an error, a person's reason to pause
-    sentence: str = ""
-    #: the age of the data in seconds; None when there is none
-    lag: float | None = None
-
-
-def status(
-    pair: Pair | None,
-    newest: PointSummary | None,
-    synced: SyncPoint | None,
-    live: Run | None,
-    last: Ended | None,
-    now: datetime,
-) -> Status:
-    """The status of a pair, or without one of a VM's backups. `live` and `last` are the runs of that very target.
-
-    What is being done comes first, then what a person decided or has to decide, then how the data stand.
-    """
-    held = (newest if pair is None else synced) or None
-    lag = None if held is None else max(0.0, (now - held.data_time).total_seconds())
-    if live is not None:
-        state, sentence = _live(live, now)
-    elif pair is not None and pair.paused is not None:
-        state, sentence = State.PAUSED, pair.paused
-    elif last is not None and last.run.state is RunState.FAILED:
-        state = State.TOUCHED if last.family == "touched" else State.FAILED
-        sentence = last.run.error or "no reason was recorded"
-    else:
-        state, sentence = _settled(pair, newest, synced), ""
-    return Status(state=state, sentence=sentence, lag=lag)
-
-
-def _live(run: Run, now: datetime) -> tuple[State, str]:
-    if run.state is RunState.QUEUED:
-        if run.error is not None and run.not_before is not None and run.not_before > now:
-            return State.QUEUED, f"tried again in {(run.not_before - now).total_seconds():.0f} s: {run.error}"
-        return State.QUEUED, run.error or ""
-    state = State.IN_PROGRESS if run.memory.get("planned") else State.STARTING
-    if run.lease_until is not None and run.lease_until < now:
-        silent = (now - run.lease_until).total_seconds()
-        return state, f"its worker's lease ran out {silent:.0f} s ago; it is handed to another one by itself"
-    return state, ""
-
-
-def _settled(pair: Pair | None, newest: PointSummary | None, synced: SyncPoint | None) -> State:
-    if pair is None:
-        return State.BACKED_UP if newest is not None else State.NEVER_BACKED_UP
-    if synced is None:
-        return State.NEVER_SYNCED
-    # Without a restore point in the pair's store (it was exchanged, say) nothing shows that the replica is current.
-    return State.IN_SYNC if newest is not None and synced.point == newest.id else State.NEEDS_SYNC
+from workers.settings import seconds
+from workers.state import PROBLEMS, State, Status, status
 
 
 class Protected(Model):
@@ -115,6 +46,15 @@ class Protected(Model):
         return (self.sync or self.backup).state
 
     @property
+    def lag(self) -> float | None:
+        return (self.sync or self.backup).lag
+
+    @property
+    def problem(self) -> bool:
+        """Whether somebody should look at it: at the replica, or at the backups that feed it."""
+        return any(part is not None and part.problem for part in (self.backup, self.sync))
+
+    @property
     def troubles(self) -> Iterator[str]:
         """Every sentence there is: a pair in sync whose backups fail is in trouble too."""
         for label, part in (("backup", self.backup), ("sync", self.sync)):
@@ -136,7 +76,28 @@ class _Known:
         self.newest = {(point.vm, point.store): point for point in catalogue.newest_points()}
         self.synced = {point.pair: point for point in catalogue.latest_sync_points()}
         self.live = {run.target: run for run in catalogue.live_runs()}
-        self.last = {ended.run.target: ended for ended in catalogue.latest_ended()}
+        ended = catalogue.latest_ended(uncounted=quarantine.UNCOUNTED)
+        self.last = {each.run.target: each for each in ended}
+        self.held = catalogue.holds()
+        self.groups = here.settings.groups
+        self.tuning = here.settings.tuning
+
+    def status(
+        self, pair: Pair | None, newest: PointSummary | None, target: str, groups: Iterable[str], *, alone: bool
+    ) -> Status:
+        """Of a pair or of a chain of backups; the RPO counts for the replica, or for backups that stand alone."""
+        limits = [rpo for name in groups if (rpo := self.groups[name].rpo) is not None] if alone else []
+        return status(
+            pair,
+            newest,
+            self.synced.get(pair.id) if pair is not None else None,
+            self.live.get(target),
+            self.last.get(target),
+            self.now,
+            held={str(kind): said for kind, said in self.held.get(target, {}).items()},
+            rpo=min(map(seconds, limits), default=None),
+            tuning=self.tuning,
+        )
 
 
 def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
@@ -161,8 +122,9 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
         key = (member.vm.identity.instance_uuid, member.group.store, member.target)
         remarks[key] = dispatch.objection(here, member) or ""
         keys.setdefault(key, []).append(member.name)
-    for pair_key in known.pairs:
-        keys.setdefault(pair_key, [])
+    for pair_key, pair in known.pairs.items():
+        if HoldKind.FORGOTTEN not in known.held.get(replicate.target_of(pair.id), {}):
+            keys.setdefault(pair_key, [])
     covered = {(uuid, store) for uuid, store, _ in keys}
     for uuid, store in known.newest.keys() - covered:
         keys[uuid, store, None] = []
@@ -179,7 +141,7 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
     live = [known.live[t] for t in (chain, fenced) if t in known.live]
     sync: Status | None = None
     if pair is not None:
-        sync = status(pair, newest, synced, known.live.get(fenced), known.last.get(fenced), known.now)
+        sync = known.status(pair, newest, fenced, groups, alone=True)
     elif target is not None:
         sync = Status(state=State.NEVER_SYNCED)
     return Protected(
@@ -190,7 +152,7 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         store=store,
         recovery_target=target,
         pair=pair,
-        backup=status(None, newest, None, known.live.get(chain), known.last.get(chain), known.now),
+        backup=known.status(None, newest, chain, groups, alone=target is None),
         sync=sync,
         newest=newest,
         sync_point=synced,
@@ -223,3 +185,70 @@ def _unknown(name: str, lines: Sequence[Protected], vms: Iterable[KnownVm]) -> s
 def kind_of(run: Run) -> str:
     """What a run does, for people."""
     return "rollback" if run.kind is RunKind.SYNC and BACK_TO in run.memory else str(run.kind)
+
+
+class Filter(Model):
+    """Which lines are asked for: all that is set must fit."""
+
+    states: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    #: of the source or of the replica
+    sites: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    #: patterns with * and ?
+    names: tuple[str, ...] = ()
+    #: seconds: the data is older, or there is none
+    older: float | None = None
+    problems: bool = False
+
+
+def selected(here: Here, lines: Sequence[Protected], wanted: Filter) -> list[Protected]:
+    """The lines that fit. Raises `BadInput` for a word that can fit none."""
+    _demand("state", wanted.states, [str(state) for state in State])
+    _demand("group", wanted.groups, here.settings.groups)
+    _demand("site", wanted.sites, here.settings.sites)
+    _demand("target", wanted.targets, here.settings.targets)
+    return [line for line in lines if _fits(line, wanted)]
+
+
+def _demand(option: str, given: Iterable[str], known: Collection[str]) -> None:
+    for word in given:
+        if word not in known:
+            raise BadInput(f"--{option} {word!r} is not known here; it is one of: {', '.join(sorted(known))}")
+
+
+def _fits(line: Protected, wanted: Filter) -> bool:
+    sites = {line.source_site, *([line.pair.site] if line.pair is not None else [])}
+    return (
+        (not wanted.states or line.state in wanted.states or line.backup.state in wanted.states)
+        and (not wanted.groups or not set(wanted.groups).isdisjoint(line.groups))
+        and (not wanted.sites or not sites.isdisjoint(wanted.sites))
+        and (not wanted.targets or line.recovery_target in wanted.targets)
+        and (not wanted.names or any(fnmatchcase(line.vm, pattern) for pattern in wanted.names))
+        and (wanted.older is None or line.lag is None or line.lag > wanted.older)
+        and (not wanted.problems or line.problem)
+    )
+
+
+#: how lines may be ordered: by name, the oldest data first, the worst first
+ORDERS = ("name", "lag", "state")
+
+
+def ordered(lines: Sequence[Protected], by: str) -> list[Protected]:
+    """Stable, so that lines of equal rank stay in the order of their names."""
+    if by == "lag":
+        return sorted(lines, key=lambda line: (line.lag is not None, -(line.lag or 0)))
+    if by == "state":
+        ranks = {state: number for number, state in enumerate(PROBLEMS)}
+        return sorted(lines, key=lambda line: (not line.problem, ranks.get(line.state, len(ranks)), line.state))
+    if by != "name":
+        raise BadInput(f"--sort {by!r} is not known; it is one of: {', '.join(ORDERS)}")
+    return list(lines)
+
+
+def summary(lines: Sequence[Protected]) -> str:
+    """How many of each state, the most frequent first."""
+    counts = Counter(str(line.state) for line in lines).most_common()
+    problems = sum(line.problem for line in lines)
+    told = ", ".join(f"{count} {state}" for state, count in counts)
+    return f"{len(lines)} shown: {told or 'none'}; {problems or 'no'} with a problem"

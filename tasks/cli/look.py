@@ -13,25 +13,57 @@ from tasks.cli.application import Json, app
 @app.command()
 def status(
     vms: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="Names of VMs; none = all.")] = None,
+    state: Annotated[list[str] | None, typer.Option("--state", help="Only in this state, e.g. failed.")] = None,
+    group: Annotated[list[str] | None, typer.Option("--group", help="Only of this group.")] = None,
+    site: Annotated[list[str] | None, typer.Option("--site", help="Only with source or replica here.")] = None,
+    target: Annotated[list[str] | None, typer.Option("--target", help="Only replicas at this target.")] = None,
+    name: Annotated[list[str] | None, typer.Option("--name", help="Only names like this: 'web-*'.")] = None,
+    older: Annotated[str | None, typer.Option("--older", metavar="AGE", help="Only data older than, e.g. 1h.")] = None,
+    problems: Annotated[bool, typer.Option("--problems", help="Only what somebody should look at.")] = False,
+    sort: Annotated[str, typer.Option("--sort", help="name, lag (the oldest first) or state (worst first).")] = "name",
+    fail_on: Annotated[str | None, typer.Option("--fail-on", help="problems: exit code 1 if any is shown.")] = None,
     json: Json = False,
 ) -> None:
     """How every VM is protected: one line per replica, or per VM that is only backed up.
 
-    Example: understudy status
+    Example: understudy status --group web --problems --fail-on problems
     """
     from tasks import tables
     from tasks.app import looking
     from workers.members import Roll
-    from workers.status import overview
+    from workers.status import Filter, ordered, overview, selected, summary
 
+    if fail_on not in (None, "problems"):
+        raise typer.BadParameter("it can only be: problems", param_hint="--fail-on")
+    wanted = Filter(
+        states=tuple(state or ()),
+        groups=tuple(group or ()),
+        sites=tuple(site or ()),
+        targets=tuple(target or ()),
+        names=tuple(name or ()),
+        older=_seconds(older),
+        problems=problems,
+    )
     here, notices = looking()
-    lines = overview(here, vms or [])
+    lines = ordered(selected(here, overview(here, vms or []), wanted), sort)
     for sentence in (*notices, *Roll(here).concerns(here.catalogue.now())):  # beside the JSON, above the table
         show.complain(sentence)
     if json:
-        show.as_json([{"state": line.state, **line.model_dump(mode="json")} for line in lines])
+        show.as_json([{"state": line.state, "problem": line.problem, **line.model_dump(mode="json")} for line in lines])
     else:
-        tables.status(lines)
+        tables.status(lines, everything=wanted == Filter() and not vms)
+        show.say(summary(lines))
+    if fail_on and any(line.problem for line in lines):
+        raise typer.Exit(1)
+
+
+def _seconds(text: str | None) -> float | None:
+    from workers.settings import seconds
+
+    try:
+        return None if text is None else seconds(text)
+    except ValueError as err:
+        raise typer.BadParameter(str(err), param_hint="--older") from err
 
 
 @app.command()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers import backup, faults, replicate, restore, settings
+from workers import adopt, backup, faults, forget, replicate, restore, settings
 from workers.catalogue import Catalogue
 from workers.errors import UnderstudyError
 from workers.models import RunKind, RunReport
@@ -26,8 +26,14 @@ from workers.run import Here
 
 def work(here: Here, run_id: str) -> RunReport:
     """What a message for this run makes a worker do."""
-    do = {RunKind.BACKUP: backup.run, RunKind.SYNC: replicate.run, RunKind.RESTORE: restore.run}
-    return do[here.catalogue.run(run_id).kind](here, run_id)
+    does = {
+        RunKind.BACKUP: backup,
+        RunKind.SYNC: replicate,
+        RunKind.RESTORE: restore,
+        RunKind.ADOPT: adopt,
+        RunKind.FORGET: forget,
+    }
+    return does[here.catalogue.run(run_id).kind].run(here, run_id)
 
 
 class Broken(NamedTuple):

@@ -166,6 +166,21 @@ def test_a_failure_is_one_sentence_and_exit_code_1(understudy: Command) -> None:
     assert understudy.table("show", run)["failures"][0]["family"] == "touched"
 
 
+def test_a_worker_of_its_site_forgets_a_pair_and_looks_at_whose_a_replica_is(understudy: Command) -> None:
+    world = understudy.world
+    world.make_vm("old-01", 4 * MIB)
+    understudy.workers()
+    understudy("backup", "old-01", "--wait")
+    understudy("sync", "old-01", "--wait")
+    said = understudy("adopt", "old-01")
+    assert f"belongs to this realm, pair {world.pair('old-01').id}" in said and "nothing was changed" in said
+    said = understudy("forget", "old-01", "--yes", "--reason", "sold")
+    assert "is an ordinary VM now" in said
+    assert world.state("old-01_replica", "dr").notes == {}
+    assert "forgotten since" in understudy.look("status", "old-01")
+    assert "`understudy enable old-01` ends that" in understudy("sync", "old-01", code=1)
+
+
 def test_who_stops_waiting_stops_nothing(understudy: Command) -> None:
     world = understudy.world
     world.make_vm("app-01", 8 * MIB)

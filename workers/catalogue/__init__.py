@@ -11,6 +11,7 @@ Who decides what, at the same time:
 | claim         | the run                      | a run has one owner; a second message for it gets None           |
 | checkpoint    | the run                      | only the present owner's work counts                             |
 | commit_sync   | the target, then the run     | no newer run can start between the fence's check and the commit  |
+| hold, release | the target                   | what a person said is in force before the next run starts        |
 | raise_fence   | the target, then the run     | the same                                                         |
 
 On SQLite each of these holds the whole file. Leases, slots and ages are measured by the database's clock alone.
@@ -29,6 +30,8 @@ from workers.catalogue import configurations as _configurations
 from workers.catalogue import ended as _ended
 from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
+from workers.catalogue import history as _history
+from workers.catalogue import holds as _holds
 from workers.catalogue import inventory as _inventory
 from workers.catalogue import leases as _leases
 from workers.catalogue import memberships as _memberships
@@ -42,12 +45,28 @@ from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.configurations import InForce
 from workers.catalogue.database import LOCK_WAIT, Database, now
 from workers.catalogue.ended import Ended
+from workers.catalogue.history import Dropped
+from workers.catalogue.holds import ENDS, Hold, HoldKind
 from workers.catalogue.inventory import Inventory, KnownVm
+from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
 from workers.errors import ConfigError
 
-__all__ = ["Catalogue", "Ended", "InForce", "Inventory", "KnownVm", "Membership", "PointSummary"]
+__all__ = [
+    "ENDS",
+    "STOP",
+    "Catalogue",
+    "Dropped",
+    "Ended",
+    "Hold",
+    "HoldKind",
+    "InForce",
+    "Inventory",
+    "KnownVm",
+    "Membership",
+    "PointSummary",
+]
 
 
 class Catalogue(Database):
@@ -122,8 +141,15 @@ class Catalogue(Database):
     replicas_being_built = _pairs.replicas_being_built
     set_replica = _pairs.set_replica
     pause = _pairs.pause
+    disown = _pairs.disown
+    forget_pair = _pairs.forget_pair
     set_failover = _pairs.set_failover
     bump_generation = _pairs.bump_generation
+
+    hold = _holds.hold
+    release = _holds.release
+    holds = _holds.holds
+    forgive = _holds.forgive
 
     request_run = _runs.request_run
     run = _runs.run
@@ -146,6 +172,7 @@ class Catalogue(Database):
     remember = _leases.remember
     note = _leases.note
     finish = _leases.finish
+    ask_to_stop = _leases.ask_to_stop
 
     fence = _fences.fence
     check_fence = _fences.check_fence
@@ -180,3 +207,4 @@ class Catalogue(Database):
     configuration_refused = _configurations.configuration_refused
     configuration_seen = _configurations.configuration_seen
     configurations = _configurations.configurations
+    drop_history = _history.drop_history

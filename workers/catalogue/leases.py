@@ -13,10 +13,14 @@ import sqlalchemy as sa
 
 from workers.catalogue import failures, fences, runs, schema
 from workers.catalogue.database import Database, now
+from workers.catalogue.holds import used_up
 from workers.errors import Conflict, FencedOut
 from workers.models import Failure, Run, RunState
 
 R = schema.runs.c
+
+#: in a run's memory: a person wants it to end, and why
+STOP = "stop"
 
 
 def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
@@ -147,7 +151,8 @@ def finish(
                 return
             raise FencedOut(f"the run {run_id} has already ended ({run.state}); {owner} may not end it as {state}")
         _demand(run, owner)
-        end(conn, run_id, state, point=point, read=read, written=written, stored=stored, error=error)
+        told = (family or "error") if error else None
+        end(conn, run_id, state, point=point, read=read, written=written, stored=stored, error=error, family=told)
         if error:
             failures.insert(
                 conn,
@@ -163,9 +168,27 @@ def finish(
             )
 
 
+def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
+    """End a run that waits, here and now; one that is worked on ends itself at its next checkpoint.
+
+    Nothing happens to a run that has ended.
+    """
+    with db.write() as conn:
+        run = runs.get(conn, run_id, lock=True)
+        if not run.live:
+            return run
+        _set(conn, run_id, memory={**run.memory, STOP: reason})
+        if run.state is RunState.QUEUED:
+            add_reasons(conn, run, (reason,))
+            end(conn, run_id, RunState.STOPPED)
+        return runs.get(conn, run_id)
+
+
 def end(conn: sa.Connection, run_id: str, state: RunState, **result: Any) -> None:
     """The owner stays on record, the lease does not."""
     _set(conn, run_id, state=state, ended=now(conn), lease_until=None, not_before=None, **result)
+    if state in (RunState.SUCCEEDED, RunState.NOTHING_NEW):
+        used_up(conn, runs.get(conn, run_id).target)
 
 
 def held(conn: sa.Connection, run_id: str, owner: str) -> Run:

@@ -7,12 +7,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workers.catalogue import rows, schema
+from workers.catalogue import fences, holds, rows, schema
 from workers.catalogue.database import Database, now, take_turns
 from workers.errors import NotFound, Refused
 from workers.models import Pair
 
 P = schema.pairs.c
+H = schema.holds.c
 
 
 def ensure_pair(
@@ -38,8 +39,8 @@ def ensure_pair(
         take_turns(conn, "pair:" + source)  # on PostgreSQL a new pair has no row yet to wait for
         row = conn.execute(_select().where(P.source == source, P.recovery_target == recovery_target)).one_or_none()
         if row is None:
-            pair = Pair.model_validate({"id": secrets.token_hex(6), **key, **given, **place})
-            conn.execute(sa.insert(schema.pairs).values(**pair.model_dump(), created=now(conn)))
+            pair = Pair.model_validate({"id": secrets.token_hex(6), **key, **given, **place, "created": now(conn)})
+            conn.execute(sa.insert(schema.pairs).values(**pair.model_dump(exclude={"paused"})))
             return pair
         pair = rows.read(row, Pair)
         if pair.replica is not None:
@@ -88,10 +89,46 @@ def set_replica(db: Database, pair_id: str, instance_uuid: str | None, name: str
         return _change(conn, known, {"replica": instance_uuid, **named})
 
 
-def pause(db: Database, pair_id: str, reason: str | None) -> Pair:
-    """Nothing is started for the pair until it is resumed, which is to pause it for no reason (None)."""
+def pause(db: Database, pair_id: str, reason: str | None, *, who: str = "understudy") -> Pair:
+    """Its schedules are skipped until it is resumed, which is to pause it for no reason (None)."""
+    target = target_of(pair_id)
     with db.write() as conn:
-        return _change(conn, _get(conn, pair_id, lock=True), {"paused": reason})
+        fences.lock(conn, target)
+        known = _get(conn, pair_id, lock=True)
+        if reason is None:
+            conn.execute(sa.delete(schema.holds).where(H.target == target, H.kind == holds.HoldKind.PAUSED))
+        else:
+            said = holds.Hold(target=target, kind=holds.HoldKind.PAUSED, since=now(conn), who=who, reason=reason)
+            holds.put(conn, said)
+        return known.model_copy(update={"paused": reason})
+
+
+def disown(db: Database, pair_id: str) -> None:
+    """What was on record as held by the pair's replica counts no more."""
+    with db.write() as conn:
+        fences.lock(conn, target_of(pair_id))
+        conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
+
+
+def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
+    """There is no replica any more, nor anything that it holds; nothing starts until the pair is enabled again.
+
+    The runs of the pair stay on record.
+    """
+    target = target_of(pair_id)
+    with db.write() as conn:
+        fences.lock(conn, target)
+        known = _get(conn, pair_id, lock=True)
+        conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
+        conn.execute(sa.delete(schema.holds).where(H.target == target))
+        said = holds.Hold(target=target, kind=holds.HoldKind.FORGOTTEN, since=now(conn), who=who, reason=reason)
+        holds.put(conn, said)
+        return _change(conn, known.model_copy(update={"paused": None}), {"replica": None})
+
+
+def target_of(pair_id: str) -> str:
+    """What the runs of a pair fence."""
+    return f"pair:{pair_id}"
 
 
 def set_failover(db: Database, pair_id: str, failover: str) -> Pair:
@@ -107,12 +144,14 @@ def bump_generation(db: Database, pair_id: str, *, at_least: int = 0) -> Pair:
 
 
 def _select() -> sa.Select[Any]:
-    return sa.select(*rows.fields(schema.pairs, Pair))
+    paused = sa.select(H.reason).where(H.target == sa.literal("pair:") + P.id, H.kind == holds.HoldKind.PAUSED)
+    columns = [P[name] for name in Pair.model_fields if name != "paused"]
+    return sa.select(*columns, paused.scalar_subquery().label("paused"))
 
 
 def _get(conn: sa.Connection, pair_id: str, *, lock: bool = False) -> Pair:
     query = _select().where(P.id == pair_id)
-    row = conn.execute(query.with_for_update() if lock else query).one_or_none()
+    row = conn.execute(query.with_for_update(of=schema.pairs) if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"the catalogue has no pair {pair_id}; `understudy status` shows those it has")
     return rows.read(row, Pair)

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workers.catalogue import fences, rows, schema
+from workers.catalogue import fences, holds, rows, schema
 from workers.catalogue.database import Database, now
 from workers.errors import BadInput, NotFound
 from workers.models import Run, RunKind, RunState, Trigger
@@ -34,6 +34,7 @@ def request_run(
 
     Making one raises the target's fence to 1 + max(catalogue, at_least) in the same transaction. Nothing else does,
     so however often this is asked, nobody is fenced out by the asking. `pair` is kept as memory["pair"].
+    Raises `Refused` where a person said that no such run is to start (see holds.py).
     """
     with db.write() as conn:
         known = fences.lock(conn, target)
@@ -42,6 +43,7 @@ def request_run(
             row = _one(conn, (R.target == target) & (R.kind == kind) & (R.slot == slot))
         if row is not None:
             return rows.read(row, Run), False
+        holds.refuse(conn, target, vm, kind, trigger)
         fence = 1 + max(known, at_least)
         fences.put(conn, target, fence)
         moment = now(conn)
@@ -153,10 +155,11 @@ LEFT_BEHIND = ("snapshot", "pinned")
 
 
 def unclean_runs(db: Database, limit: int = 100) -> list[Run]:
-    """Failed runs that left something behind, the oldest first."""
+    """Runs that ended early and left something behind, the oldest first."""
     memory = sa.cast(R.memory, sa.Text)
     left = sa.or_(*(memory.like(f'%"{key}"%') for key in LEFT_BEHIND))
-    return _list(db, _select().where((R.state == RunState.FAILED) & left).order_by(R.number).limit(limit))
+    early = R.state.in_((RunState.FAILED, RunState.STOPPED, RunState.NEEDS_APPROVAL))
+    return _list(db, _select().where(early & left).order_by(R.number).limit(limit))
 
 
 def cleaned(db: Database, run_id: str) -> None:

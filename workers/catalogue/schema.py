@@ -129,13 +129,29 @@ pairs = sa.Table(
     _text("replica_name"),
     sa.Column("generation", sa.Integer, nullable=False),
     _text("failover"),
-    _maybe("paused"),
     _time("created"),
     sa.UniqueConstraint("source", "recovery_target"),
 )
 
 #: What is written to, and the number that its newest run carries. The row is also the lock under which runs start.
-targets = sa.Table("targets", metadata, _text("target", primary_key=True), sa.Column("fence", Number, nullable=False))
+targets = sa.Table(
+    "targets",
+    metadata,
+    _text("target", primary_key=True),
+    sa.Column("fence", Number, nullable=False),
+    sa.Column("forgiven", Number),  # failures of runs up to this fence count no more: a person said `resume`
+)
+
+#: What people said about a target: paused, disabled, approved, forgotten. At most one row of each kind.
+holds = sa.Table(
+    "holds",
+    metadata,
+    _text("target", primary_key=True),
+    _text("kind", primary_key=True),
+    _time("since"),
+    _text("who"),
+    _text("reason"),
+)
 
 runs = sa.Table(
     "runs",
@@ -165,6 +181,7 @@ runs = sa.Table(
     _bytes("stored"),
     _json("reasons"),
     _maybe("error"),
+    _maybe("family"),  # of the failure
     sa.UniqueConstraint("target", "fence"),
     sa.UniqueConstraint("target", "kind", "slot"),
     sa.Index("ix_runs_vm_number", "vm", "number"),

@@ -41,6 +41,11 @@ class Tuning(Model):
     attempts: int = Field(default=5, ge=1)
     #: the first pause between tries; doubled each time
     retry_pause: Interval = "5s"
+    #: runs of a VM that fail in a row before it is quarantined, and how often it is tried again then
+    quarantine_after: int = Field(default=3, ge=1)
+    probe_every: Interval = "1h"
+    #: how long ended runs, failures and old sync points stay on record
+    keep_history: Interval = "90d"
     #: how long to wait for a lock on a disk before giving way
     lock_wait: Interval = "20s"
     #: how long one call waits for a vCenter task before it comes back later

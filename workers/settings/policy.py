@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from workers.models import Model, Provisioning
 from workers.settings.rules import Rule
-from workers.settings.values import Cron, Interval, Zone, one_of
+from workers.settings.values import Cron, Interval, Size, Zone, one_of
 
 
 class Schedule(Model):
@@ -141,6 +141,12 @@ class Group(Model):
     replicate: ReplicateWhen = ReplicateWhen()
     #: retention: which restore points are kept per VM
     keep: Keep = Keep(last=14)
+    #: the age that the data may reach: of the replica, or without one of the newest restore point
+    rpo: Interval | None = None
+    #: whether everything may be read or compared again: by itself, once a person approves, or never
+    full: Literal["allow", "ask", "never"] = "allow"
+    #: more bytes than this are never read or compared in full without approval, not even the first time
+    full_budget: Size | None = None
     #: what is different for one VM, by its name
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
 

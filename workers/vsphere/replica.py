@@ -43,6 +43,9 @@ CURSOR_LIMIT = 4096
 #: vCenter's limit for the value of a custom attribute.
 WITNESS_LIMIT = 255
 
+#: How the annotation of each replica begins.
+ANNOTATION = "Replica of "
+
 #: Says which change of hardware was made last, so that a repeated one is known as done.
 _HARDWARE = "understudy.hardware"
 
@@ -175,6 +178,23 @@ def _read_back(s: Session, moref: str, key: str) -> tuple[str, str]:
     if "config.changeVersion" not in values:
         raise Transient(f"{s} has no configuration of the VM {moref} at the moment; it is out of reach")
     return str(values["config.changeVersion"]), notes_of(values.get("config.extraConfig")).get(key, "")
+
+
+def release(s: Session, state: VmState, *, wait: float = WAIT) -> None:
+    """Take every mark of ours off the VM: it is nobody's replica any more. Its disks and its snapshots stay.
+
+    A compare-and-set as `write_cursor`; a VM without marks is left as it is.
+    """
+    moref = state.identity.moref
+    if state.notes:
+        spec = vim.vm.ConfigSpec(
+            changeVersion=state.change_version, extraConfig=options(dict.fromkeys(sorted(state.notes), ""))
+        )
+        if state.config.annotation.startswith(ANNOTATION):
+            spec.annotation = "Was kept as a replica by Understudy, and is an ordinary VM now"
+        s.run(f"take our marks off {state.identity.name} ({s})", lambda: s.vm(moref).ReconfigVM_Task(spec), wait)
+    if state.witness:
+        set_witness(s, moref, "")
 
 
 def content_evidence(state: VmState) -> str:

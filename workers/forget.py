@@ -1,0 +1,154 @@
+"""Forget a pair: unpin its restore points, take our marks off the replica, or remove the replica. The history stays.
+
+Everything that may be refused is refused before anything is changed. Each step may be entered again after a crash: what
+is done already is found done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from workers import faults, plan
+from workers.disks.file import Descriptor, FileLock, datastore_file
+from workers.errors import ConfigError, Foreign, NotFound, Touched
+from workers.models import Pair, RunReport, RunState, VmState
+from workers.replica import descriptor_cids, read_cursor
+from workers.run import Here, Live, execute
+from workers.settings import seconds
+from workers.store import Store
+from workers.vsphere import inventory, replica, snapshots
+from workers.vsphere.session import Session, connect
+
+
+def run(here: Here, run_id: str) -> RunReport:
+    """Do, or go on with, the forgetting of a pair."""
+    return execute(here, run_id, _forget)
+
+
+def _forget(live: Live) -> RunReport:
+    here = live.here
+    pair = here.catalogue.pair(live.run.target.removeprefix("pair:"))
+    session = connect(pair.site, here.settings.site(pair.site))
+    state = _find(session, pair)
+    if live.recall("with_replica") is not None:
+        _remove(live, session, pair, state)
+    else:
+        _release(live, session, pair, state)
+    _unpin(live, pair)
+    faults.at("forget.unpinned")
+    who, reason = live.recall("who") or "somebody", live.recall("reason") or "no reason given"
+    here.catalogue.forget_pair(pair.id, who=who, reason=reason)
+    faults.at("forget.forgotten")
+    report = live.report("succeeded", f"the pair of {pair.vm} and {pair.site}/{pair.replica_name} is forgotten")
+    return live.finish(RunState.SUCCEEDED, report)
+
+
+def _find(session: Session, pair: Pair) -> VmState | None:
+    if pair.replica is not None:
+        found = inventory.find_uuid(session, pair.replica)
+    else:  # one that was built by a run which stopped before it could say so
+        try:
+            found = inventory.find_vm(session, pair.replica_name)
+        except NotFound:
+            found = None
+    return inventory.vm_state(session, found.identity.moref) if found is not None else None
+
+
+def _is_ours(live: Live, pair: Pair, state: VmState) -> bool:
+    cursor = read_cursor(state)
+    if cursor is None:
+        return False
+    plan.check_ours(cursor, state, realm=live.here.catalogue.realm, pair=pair.id, source=pair.source)
+    return True
+
+
+def _remove(live: Live, session: Session, pair: Pair, state: VmState | None) -> None:
+    """The same proof as before writing: ours, off, changed by nobody."""
+    if state is None:
+        live.note(f"there is no replica {pair.replica_name} at {pair.site} any more")
+        return
+    if not _is_ours(live, pair, state):
+        raise Foreign(
+            f"{state.identity.name} at {pair.site} has no cursor of ours and is not removed; if nothing of value is in "
+            "it, remove it in vCenter, then forget the pair without its replica"
+        )
+    _prove_untouched(live, state)
+    with _locked(live, state):
+        live.check()
+        again = inventory.vm_state(session, state.identity.moref)
+        if again.power != "poweredOff" or replica.content_evidence(again) != replica.content_evidence(state):
+            raise Touched(f"the replica {state.identity.name} was powered on or written just now; it is not removed")
+        faults.at("forget.removing")
+        replica.destroy(session, state.identity.moref, wait=_patience(live))
+    live.note(f"the replica {pair.replica_name} and its files are removed")
+
+
+def _prove_untouched(live: Live, state: VmState) -> None:
+    cursor = read_cursor(state)
+    assert cursor is not None
+    mounts = live.here.settings.site(live.run.site).datastores
+    cids = descriptor_cids(state, mounts) if cursor.taking else {}
+    plan.check_untouched(cursor, state, replica.content_evidence(state), cids, discard=False)
+
+
+def _release(live: Live, session: Session, pair: Pair, state: VmState | None) -> None:
+    """Seal and marks go, the VM and its disks stay, also when it runs: then somebody's production is on it."""
+    if state is None:
+        live.note(f"there is no replica {pair.replica_name} at {pair.site}: nothing to do there")
+        return
+    if live.recall("released") != state.identity.instance_uuid:
+        try:
+            if not _is_ours(live, pair, state):
+                live.note(f"{state.identity.name} at {pair.site} has no cursor of ours and is left as it is")
+                return
+        except Foreign as err:
+            live.note(f"{state.identity.name} at {pair.site} is left as it is: {err}")
+            return
+        cursor = read_cursor(state)
+        if cursor is not None and cursor.state == "applying":
+            names = ", ".join([cursor.base or "nothing", *cursor.targets])
+            live.note(f"its disks are a mixture of {names}: no state that {pair.vm} ever had")
+        live.remember(released=state.identity.instance_uuid)
+    moref = state.identity.moref
+    with _locked(live, state):
+        live.check()
+        ours = plan.seal_name(live.here.catalogue.realm, pair.id, "")
+        for node in (node for node in state.snapshots if node.name.startswith(ours)):
+            snapshots.remove(session, moref, node.moref, wait=_patience(live))
+            faults.at("forget.unsealed")
+        replica.release(session, inventory.vm_state(session, moref), wait=_patience(live))
+    faults.at("forget.released")
+    live.note(f"{state.identity.name} at {pair.site} is an ordinary VM now: our marks and the seal are gone")
+
+
+@contextmanager
+def _locked(live: Live, state: VmState) -> Iterator[None]:
+    """No writer of an older run that sleeps may wake up later and write into what is somebody's own VM by then.
+
+    Where it runs, or stands on other people's snapshots, ESXi or the snapshot is between such a writer and its data.
+    """
+    with ExitStack() as stack:
+        if state.power == "poweredOff" and len(state.snapshots) <= 1:
+            mounts = live.here.settings.site(live.run.site).datastores
+            wait = float(seconds(live.here.settings.tuning.lock_wait))
+            for file in sorted({disk.parent or disk.file for disk in state.config.disks}):
+                flat = Descriptor(datastore_file(mounts, file)).flat
+                stack.enter_context(FileLock(flat).lock(0, 0, wait=wait))
+        yield
+
+
+def _unpin(live: Live, pair: Pair) -> None:
+    holder = f"{live.here.catalogue.realm}:{pair.id}"
+    try:
+        store = Store.open(live.here.settings.store(pair.store).path)
+    except ConfigError as err:
+        live.note(f"the pins of this pair stay in the store {pair.store}: {err}")
+        return
+    for point, holders in store.pins(pair.source).items():
+        if holder in holders:
+            store.unpin(pair.source, point, holder)
+
+
+def _patience(live: Live) -> float:
+    return float(seconds(live.here.settings.tuning.vcenter_wait))
