@@ -13,7 +13,7 @@ from tests import services
 from tests.integration import child
 from tests.integration.realm import process_state
 from tests.integration.world import MIB, World, flat
-from workers import dispatch, holding
+from workers import dispatch, holding, left_behind
 from workers.catalogue import Catalogue, HoldKind
 from workers.errors import Foreign, Refused, Touched
 from workers.models import Run, RunKind, RunState, Trigger
@@ -194,9 +194,8 @@ def test_a_stopped_backup_leaves_no_snapshot(world: World) -> None:
     assert child.work(world.here, run.id).outcome == "stopped"
     (left,) = world.catalogue.unclean_runs()
     assert left.id == run.id
-    from workers import backup
 
-    backup.clean_up(world.here, run.id)
+    left_behind.clean_up(world.here, run.id)
     assert world.state("halted").snapshots == () and world.catalogue.unclean_runs() == []
     with pytest.raises(Refused, match="understudy enable halted"):
         world.request_backup("halted")

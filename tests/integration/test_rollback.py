@@ -68,7 +68,9 @@ def test_hole_17_a_rollback_is_not_undone_by_the_schedule(world: World) -> None:
     newest = world.catalogue.newest_points()[0].id
     assert dispatch.after_backup(world.here, uuid, "main", newest) == []
     assert [r for r in dispatch.dispatch(world.here, world.catalogue.now() + timedelta(days=2)) if r.vm == "h17"] == []
-    run, _ = dispatch.request_sync(world.here, asked_before, Trigger.SCHEDULE, "late")
+    with pytest.raises(Refused, match=r"rolled back to .*`understudy resume h17` ends that"):
+        dispatch.request_sync(world.here, asked_before, Trigger.SCHEDULE, "late")
+    run, _ = dispatch.request_sync(world.here, asked_before, Trigger.AD_HOC)
     report = replicate.run(world.here, run.id)
     assert report.outcome == RunState.NOTHING_NEW and "rolled back" in report.reason
     world.assert_replica_is("h17", points[1])

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from workers.catalogue import schema
 from workers.catalogue.database import Database, now
-from workers.catalogue.runs import LEFT_BEHIND
+from workers.catalogue.runs import left_behind
 
 R = schema.runs.c
 F = schema.failures.c
@@ -58,7 +58,7 @@ def _old_runs(before: Any) -> sa.Select[Any]:
         R.ended < before,
         sa.exists().where(same, newer.fence > R.fence),
         R.slot.is_(None) | later_slot,
-        ~sa.cast(R.memory, sa.Text).like(f'%"{LEFT_BEHIND}"%') | R.state.in_(("succeeded", "nothing new")),
+        ~left_behind() | R.state.in_(("succeeded", "nothing new")),
     )
 
 

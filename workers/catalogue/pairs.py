@@ -37,7 +37,7 @@ def ensure_pair(
     key = {"source": source, "recovery_target": recovery_target}
     with db.write() as conn:
         take_turns(conn, "pair:" + source)  # on PostgreSQL a new pair has no row yet to wait for
-        row = conn.execute(_select().where(P.source == source, P.recovery_target == recovery_target)).one_or_none()
+        row = conn.execute(select().where(P.source == source, P.recovery_target == recovery_target)).one_or_none()
         if row is None:
             pair = Pair.model_validate({"id": secrets.token_hex(6), **key, **given, **place, "created": now(conn)})
             conn.execute(sa.insert(schema.pairs).values(**pair.model_dump(exclude={"paused"})))
@@ -60,7 +60,7 @@ def pair(db: Database, pair_id: str) -> Pair:
 
 def pairs(db: Database, vm: str | None = None) -> list[Pair]:
     """By VM and recovery target; of one VM when its name or instance UUID is given."""
-    query = _select().order_by(P.vm, P.recovery_target, P.id)
+    query = select().order_by(P.vm, P.recovery_target, P.id)
     if vm is not None:
         query = query.where((P.vm == vm) | (P.source == vm))
     with db.read() as conn:
@@ -143,14 +143,14 @@ def bump_generation(db: Database, pair_id: str, *, at_least: int = 0) -> Pair:
         return _change(conn, known, {"generation": 1 + max(known.generation, at_least)})
 
 
-def _select() -> sa.Select[Any]:
+def select() -> sa.Select[Any]:
     paused = sa.select(H.reason).where(H.target == sa.literal("pair:") + P.id, H.kind == holds.HoldKind.PAUSED)
     columns = [P[name] for name in Pair.model_fields if name != "paused"]
     return sa.select(*columns, paused.scalar_subquery().label("paused"))
 
 
 def _get(conn: sa.Connection, pair_id: str, *, lock: bool = False) -> Pair:
-    query = _select().where(P.id == pair_id)
+    query = select().where(P.id == pair_id)
     row = conn.execute(query.with_for_update(of=schema.pairs) if lock else query).one_or_none()
     if row is None:
         raise NotFound(f"the catalogue has no pair {pair_id}; `understudy status` shows those it has")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from workers.catalogue import failures, fences, points, rows, schema
+from workers.catalogue import failures, fences, pairs, points, rows, schema
 from workers.catalogue.database import Database, now, take_turns, upsert
 from workers.errors import Refused
 from workers.models import Failure, Pair, RestorePoint, Run, RunState
@@ -53,8 +53,7 @@ def adopt_pair(db: Database, pair: Pair) -> Pair:
     """Record a pair under the id that its replica carries. Raises `Refused` when another one has its place."""
     with db.write() as conn:
         take_turns(conn, "pair:" + pair.source)
-        columns = rows.fields(schema.pairs, Pair)
-        known = conn.execute(sa.select(*columns).where(P.id == pair.id)).one_or_none()
+        known = conn.execute(pairs.select().where(P.id == pair.id)).one_or_none()
         if known is not None:
             return rows.read(known, Pair)
         place = (P.source == pair.source) & (P.recovery_target == pair.recovery_target)
@@ -65,8 +64,9 @@ def adopt_pair(db: Database, pair: Pair) -> Pair:
                 f"its replica {pair.replica_name} belongs to the pair {pair.id}. Make a new catalogue, and rebuild it "
                 "before Beat and the workers are started"
             )
-        conn.execute(sa.insert(schema.pairs).values(**pair.model_dump(), created=now(conn)))
-        return pair
+        made = pair.model_copy(update={"created": now(conn)})
+        conn.execute(sa.insert(schema.pairs).values(**made.model_dump(exclude={"paused"})))
+        return made
 
 
 def adopt_lost_run(db: Database, run: Run, error: str) -> None:

@@ -154,12 +154,16 @@ def used_slots(db: Database, kind: RunKind) -> dict[str, str]:
 LEFT_BEHIND = ("snapshot", "pinned")
 
 
+def left_behind() -> sa.ColumnElement[bool]:
+    """Whether a run remembers something that is to be removed."""
+    memory = sa.cast(R.memory, sa.Text)
+    return sa.or_(*(memory.like(f'%"{key}"%') for key in LEFT_BEHIND))
+
+
 def unclean_runs(db: Database, limit: int = 100) -> list[Run]:
     """Runs that ended early and left something behind, the oldest first."""
-    memory = sa.cast(R.memory, sa.Text)
-    left = sa.or_(*(memory.like(f'%"{key}"%') for key in LEFT_BEHIND))
     early = R.state.in_((RunState.FAILED, RunState.STOPPED, RunState.NEEDS_APPROVAL))
-    return _list(db, _select().where(early & left).order_by(R.number).limit(limit))
+    return _list(db, _select().where(early & left_behind()).order_by(R.number).limit(limit))
 
 
 def cleaned(db: Database, run_id: str) -> None:

@@ -41,8 +41,9 @@ class Tuning(Model):
     attempts: int = Field(default=5, ge=1)
     #: the first pause between tries; doubled each time
     retry_pause: Interval = "5s"
-    #: runs of a VM that fail in a row before it is quarantined, and how often it is tried again then
+    #: runs of a VM that fail in a row before it is quarantined
     quarantine_after: int = Field(default=3, ge=1)
+    #: how often what is quarantined is tried again, doubled up to eightfold
     probe_every: Interval = "1h"
     #: how long ended runs, failures and old sync points stay on record
     keep_history: Interval = "90d"
