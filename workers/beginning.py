@@ -14,6 +14,7 @@ from workers.destination import Destination, match_disks, match_seeds
 from workers.disks.file import Descriptor, check_unowned, datastore_file
 from workers.errors import Foreign, NotFound, Refused
 from workers.members import groups_of
+from workers.membership import may_cover
 from workers.models import Disk, Pair, RestorePoint, VmState
 from workers.run import Here
 from workers.vsphere import inventory, replica
@@ -76,6 +77,13 @@ def consent(pair: Pair, place: Destination, vm: VmState) -> None:
         )
 
 
+def _policies(here: Here, site: str, uuid: str, name: str) -> list[str]:
+    """The groups that a VM is in; of one that no inventory has yet, those that may cover it by its name."""
+    if any(vm.identity.instance_uuid == uuid for vm in here.catalogue.inventory(site)):
+        return list(groups_of(here, uuid))
+    return [key for key, group in here.settings.groups.items() if group.source == site and may_cover(group.rule, name)]
+
+
 def _may_become(here: Here, pair: Pair, vm: VmState) -> None:
     name, who = vm.identity.name, vm.identity.instance_uuid
     pairs = here.catalogue.pairs()
@@ -83,7 +91,7 @@ def _may_become(here: Here, pair: Pair, vm: VmState) -> None:
         raise Refused(f"{name} is {pair.vm} itself, and can not become its own replica; name another VM in `existing`")
     if MARK in vm.notes or any(other.replica == who for other in pairs if other.id != pair.id):
         raise Foreign(f"{name} is the replica of another pair already; nothing was written. Name another VM")
-    groups = groups_of(here, who)
+    groups = _policies(here, pair.site, who, name)
     if groups or any(other.source == who for other in pairs):
         raise Refused(
             f"{name} is itself under a policy ({', '.join(groups) or 'it is the source of a pair'}): it counts as "
