@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from tests.integration.world import MIB, World
-from workers import dispatch, replicate
+from workers import dispatch, replicate, rollback
 from workers.models import RunKind, RunState, Trigger
 from workers.status import overview
 
@@ -72,6 +72,20 @@ def test_replication_begins_by_itself_after_a_backup_or_by_its_schedule(
     ]
     assert [run for run in dispatch.dispatch(world.here, now) if run.vm == name] == [], "one run a slot"
     assert replicate.run(world.here, runs[0].id).outcome == "succeeded"
+
+
+def test_what_was_damaged_at_the_source_comes_back_from_an_older_backup(world: World) -> None:
+    """The damage is backed up and replicated like any change; what was before it is still there."""
+    world.make_vm("p-damage", 8 * MIB)
+    world.scribble("p-damage", 1)
+    good = world.backup("p-damage").point
+    world.write("p-damage", 0, os.urandom(4 * MIB))
+    bad = world.backup("p-damage").point
+    world.sync("p-damage")
+    world.assert_replica_is("p-damage", bad)
+    run, _ = rollback.request(world.here, world.pair("p-damage"), good)
+    assert replicate.run(world.here, run.id).outcome == "succeeded"
+    world.assert_replica_is("p-damage", good)
 
 
 def test_without_a_new_backup_nothing_is_replicated(make_world: Callable[..., World]) -> None:
