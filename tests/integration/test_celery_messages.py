@@ -151,4 +151,5 @@ def test_a_run_that_fails_is_one_failure_row_and_a_failed_task(realm: Realm) -> 
     assert (failure.family, failure.vm, failure.kind) == ("touched", "touched", "sync")
     assert "is running" in failure.message and "Traceback" not in failure.message
     (line,) = [each for each in json.loads(realm.command("status", "--json").stdout) if each["vm"] == "touched"]
-    assert (line["state"], line["sync"]["sentence"]) == ("touched", failed.error)
+    assert line["state"] == "touched" and line["sync"]["sentence"].startswith(str(failed.error))
+    assert "`understudy resume` looks at once" in line["sync"]["sentence"]

@@ -59,7 +59,10 @@ SAME_RUN = {"cursor.applying", "unseal.after", "own.renewed", "slice.written", "
 @pytest.mark.parametrize(
     ("step", "another_run"),
     [
-        *(pytest.param(step, True, id=f"{step}-next-run") for step in INCREMENT_STEPS),
+        *(
+            pytest.param(step, True, id=f"{step}-next-run", marks=(pytest.mark.slow,) if number % 2 else ())
+            for number, step in enumerate(INCREMENT_STEPS)
+        ),
         *(
             pytest.param(step, False, id=f"{step}-same-run", marks=() if step in SAME_RUN else (pytest.mark.slow,))
             for step in INCREMENT_STEPS

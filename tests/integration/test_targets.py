@@ -210,7 +210,7 @@ def test_a_target_that_fails_does_not_keep_the_others_waiting(world: World) -> N
         sync(here, both["recovery"])
     assert sync(here, both["far"]).outcome == "succeeded"
     lines = {line.recovery_target: line.state for line in status.overview(here, ["partial"])}
-    assert lines == {"recovery": status.State.FAILED, "far": status.State.IN_SYNC}
+    assert lines == {"recovery": status.State.QUARANTINED, "far": status.State.IN_SYNC}
     # A target that can not even have a pair: the others' runs are made all the same.
     twin = {"a-twin": {"site": "dr", "datastore": "ds2"}, **FAR}
     here = realm(world, twin, target=["recovery", "a-twin", "far"])
