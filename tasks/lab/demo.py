@@ -174,13 +174,15 @@ def _work(lab: Lab, name: str, *, seed: int) -> None:
 
 
 def _copy_live(lab: Lab, name: str, number: int, to: Path) -> bool | None:
-    """None when a snapshot came or went meanwhile: then the file that was copied was not the live one all the time."""
+    """None when a snapshot stood, came or went meanwhile: then the file that was copied was not the live one all the
+    time, or the simulator was at work on it."""
     session, mounts = connect("prod", lab.settings.sites["prod"]), lab.settings.sites["prod"].datastores
     state = vcenter.find(session, name)
     live = _flat(mounts, _disks(state)[number])
     done = subprocess.run(["cp", "--reflink=auto", "--sparse=always", str(live), str(to)], capture_output=True)
-    same = vcenter.find(session, name).change_version == state.change_version
-    return True if done.returncode == 0 and same else None
+    after = vcenter.find(session, name)
+    quiet = after.change_version == state.change_version and not state.snapshots and not after.snapshots
+    return True if done.returncode == 0 and quiet and guest.formatted(to) else None
 
 
 def _apply(lab: Lab, name: str, number: int, old: bytes, new: bytes) -> None:

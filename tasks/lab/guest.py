@@ -61,6 +61,13 @@ def format_disk(disk: Path, source: Path, *, seed: int = 1) -> None:
     )  # fmt: skip
 
 
+def formatted(disk: Path) -> bool:
+    """Whether an ext4 file system begins there: its mark is at byte 1080."""
+    with disk.open("rb") as file:
+        file.seek(1080)
+        return file.read(2) == b"\x53\xef"
+
+
 def write_files(disk: Path, files: Mapping[str, bytes]) -> None:
     """Write files, replacing those that exist; missing folders are made. Paths start at the disk's root."""
     with tempfile.TemporaryDirectory() as folder:
