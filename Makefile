@@ -1,8 +1,8 @@
 # Everything starts here; `make` alone lists the targets. Each one sets up what it needs first (deploy/setup.sh).
 
 PY := .venv/bin/python
-# How many tests run side by side. A file's tests stay together: they share servers.
-JOBS ?= 2
+# How many tests run side by side: a third of the time they wait. A file's tests stay together: they share servers.
+JOBS ?= 3
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
 LAB ?= .lab
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
