@@ -356,7 +356,7 @@ def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
     """Retention. The run itself has ended well."""
     try:
         with storage_in_words():
-            keep = prune.Rules(live.here).of(store_name, uuid)
+            keep = [group.keep for group in _groups(live)]
             for trouble in prune.retire(live.here, store_name, store, uuid, keep).troubles:
                 live.note(trouble)
     except UnderstudyError as err:

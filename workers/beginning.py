@@ -79,7 +79,7 @@ def consent(pair: Pair, place: Destination, vm: VmState) -> None:
 
 def _policies(here: Here, site: str, uuid: str, name: str) -> list[str]:
     """The groups that a VM is in; of one that no inventory has yet, those that may cover it by its name."""
-    if any(vm.identity.instance_uuid == uuid for vm in here.catalogue.inventory(site)):
+    if any(vm.identity.site == site for vm in here.catalogue.sightings(uuid)):
         return list(groups_of(here, uuid))
     return [key for key, group in here.settings.groups.items() if group.source == site and may_cover(group.rule, name)]
 

@@ -13,7 +13,7 @@ from workers.destination import of_member
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
 from workers.members import members as members
-from workers.members import settle
+from workers.members import members_of, settle
 from workers.models import Failure, Pair, Run, RunKind, Trigger
 from workers.quarantine import Turn
 from workers.run import Here
@@ -273,12 +273,8 @@ def after(point: str) -> str:
 def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
     """The runs that a finished backup sets off at once; a tick would find them too."""
     fresh = []
-    for member in members(here):
-        if (
-            member.vm.identity.instance_uuid == uuid
-            and member.group.store == store
-            and member.group.replicate.after_backup
-        ):
+    for member in members_of(here, uuid):
+        if member.group.store == store and member.group.replicate.after_backup:
             try:
                 pair = pair_of(here, member)
                 if pair is not None and _may_follow(here, pair):

@@ -96,12 +96,7 @@ class Roll:
             site, uuid = vm.identity.site, vm.identity.instance_uuid
             if (site, uuid) not in self.absent:
                 names = tuple(name for name in self.groups_of(uuid) if self.settings.groups[name].source == site)
-                groups = {name: self.settings.groups[name] for name in names}
-                found += [
-                    Member(name, group, vm, target, names)
-                    for name, group in groups.items()
-                    for target in group.targets or (None,)
-                ]
+                found += _under({name: self.settings.groups[name] for name in names}, vm)
         return found
 
     def asked(self, site: str) -> datetime | None:
@@ -172,17 +167,53 @@ def members(here: Here) -> list[Member]:
     return Roll(here).members()
 
 
+def _under(groups: dict[str, Group], vm: KnownVm) -> list[Member]:
+    """One for each recovery target of each of the VM's groups."""
+    return [
+        Member(name, group, vm, target, tuple(groups))
+        for name, group in groups.items()
+        for target in group.targets or (None,)
+    ]
+
+
+def members_of(here: Here, uuid: str) -> list[Member]:
+    """Of one VM, as `members` has them."""
+    groups = groups_of(here, uuid)
+    seen = [vm for vm in here.catalogue.sightings(uuid) if vm.gone_since is None]
+    return [
+        each
+        for vm in seen
+        for each in _under({name: group for name, group in groups.items() if group.source == vm.identity.site}, vm)
+    ]
+
+
 def groups_of(here: Here, uuid: str) -> dict[str, Group]:
-    """The policies that cover a VM now, by name."""
-    roll = Roll(here)
-    return {name: here.settings.groups[name] for name in roll.groups_of(uuid)}
+    """The policies that cover one VM now, by name, in the configuration's order.
+
+    Asked in every run, so it looks at this VM alone: a whole `Roll` takes 0.9 s for 5,000 VMs and 20 groups. Who is
+    recorded as being in a group is in it until the control plane records that it left.
+    """
+    recorded = {row.group for row in here.catalogue.memberships(vm=uuid) if row.left is None}
+    seen = [vm for vm in here.catalogue.sightings(uuid) if vm.gone_since is None]
+    if seen and not recorded and _is_replica(here, uuid):
+        return {}
+    return {
+        name: group
+        for name, group in here.settings.groups.items()
+        if name in recorded or any(vm.identity.site == group.source and membership.holds(group.rule, vm) for vm in seen)
+    }
+
+
+def _is_replica(here: Here, uuid: str) -> bool:
+    known = any(pair.replica == uuid for pair in here.catalogue.pairs())
+    return known or uuid in here.catalogue.replicas_being_built()
 
 
 def last_groups_of(here: Here, uuid: str) -> dict[str, Group]:
     """The policies that cover a VM, or that did before it left: what holds for what is still kept of it."""
-    roll = Roll(here)
-    names = [*roll.groups_of(uuid), *(row.group for row in roll.left(uuid))]
-    return {name: here.settings.groups[name] for name in names if name in here.settings.groups}
+    found = groups_of(here, uuid)
+    before = (row.group for row in here.catalogue.memberships(vm=uuid))
+    return found | {name: here.settings.groups[name] for name in before if name in here.settings.groups.keys() - found}
 
 
 def settle(here: Here, agreed: Collection[str] = ()) -> Roll:

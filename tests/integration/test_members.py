@@ -17,7 +17,7 @@ from tests.vsphere.tagging import Tagging
 from workers import dispatch, grace, group, prune
 from workers.catalogue import schema
 from workers.errors import BadInput, NotFound, UnderstudyError
-from workers.members import Roll, settle
+from workers.members import Roll, groups_of, last_groups_of, members_of, settle
 from workers.models import RunKind
 from workers.run import Here
 from workers.settings import Group
@@ -90,6 +90,9 @@ def test_rules_over_a_real_inventory(make_world: Callable[..., World], tagging: 
         "elsewhere": set(),
         "either": {"a", "b"},
     }
+    whole = dispatch.members(world.here)
+    for uuid in {member.vm.identity.instance_uuid for member in whole}:  # what a run asks of one VM is the same truth
+        assert members_of(world.here, uuid) == [m for m in whole if m.vm.identity.instance_uuid == uuid]
     shown = group.show(world.here, "either")
     assert [(each.vm, each.why) for each in shown.members] == [
         ("rule-a", "name rule-a matches rule-*; power on"),
@@ -274,8 +277,10 @@ def test_what_is_kept_of_a_vm_that_left_and_that_it_comes_back(
 
     assert retire() == 0
     tagging.detach("stay:yes", moref(world, "leaves"))
+    assert "all" in groups_of(world.here, uuid)  # until the control plane records that it left
     look(world)
     assert members(world) == {"stays"}
+    assert groups_of(world.here, uuid) == {} and list(last_groups_of(world.here, uuid)) == ["all"]
     left = Roll(world.here).left()[0]
     until = Roll(world.here).kept_until(left)
     assert left.left is not None and until == left.left + timedelta(days=10)

@@ -126,6 +126,7 @@ class Catalogue(Database):
 
     record_inventory = _inventory.record_inventory
     inventory = _inventory.inventory
+    sightings = _inventory.sightings
     inventory_failed = _inventory.inventory_failed
     inventories = _inventory.inventories
 

@@ -95,6 +95,13 @@ def inventory(db: Database, site: str | None = None) -> list[KnownVm]:
         return [_vm(row) for row in conn.execute(query if site is None else query.where(V.site == site))]
 
 
+def sightings(db: Database, uuid: str) -> list[KnownVm]:
+    """What is known of one VM, at each site that ever had it."""
+    query = sa.select(*(V[name] for name in _IDENTITY + _REST)).where(V.instance_uuid == uuid).order_by(V.site)
+    with db.read() as conn:
+        return [_vm(row) for row in conn.execute(query)]
+
+
 def _vm(row: sa.Row[Any]) -> KnownVm:
     line = dict(row._mapping)
     return KnownVm(identity=VmIdentity(**{name: line[name] for name in _IDENTITY}), **{n: line[n] for n in _REST})

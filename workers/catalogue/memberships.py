@@ -30,11 +30,12 @@ class Membership(Model):
     why: str | None = None
 
 
-def memberships(db: Database, group: str | None = None) -> list[Membership]:
-    """By group and name, those who left among them."""
+def memberships(db: Database, group: str | None = None, *, vm: str | None = None) -> list[Membership]:
+    """By group and name, those who left among them: all, a group's, or a VM's (by instance UUID)."""
     query = sa.select(*rows.fields(schema.memberships, Membership)).order_by(M.group, M.name, M.vm)
     with db.read() as conn:
-        found = conn.execute(query if group is None else query.where(M.group == group))
+        query = query if group is None else query.where(M.group == group)
+        found = conn.execute(query if vm is None else query.where(M.vm == vm))
         return [rows.read(row, Membership) for row in found]
 
 
