@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 # How many tests run side by side: a third of the time they wait. A file's tests stay together: they share servers.
 JOBS ?= 3
-PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 LAB ?= .lab
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 

@@ -81,11 +81,10 @@ def test_a_seeded_run_that_dies_compares_again_and_loses_nothing(world: World) -
     point = backed_up(world, "dies", 8 * MIB)
     (data,) = held(world, "dies", point)
     seed(world, "dies", disk=changed(data, 4096, 5 * MIB))
-    world.config.write_text(world.config.read_text() + '\n[groups.all.overrides.dies]\nseed = "[ds1] dies"\n')
     here = mine(world, "dies", seed="[ds1] dies")
     for step in ("create.after", "slice.synced"):
         run = world.request_sync("dies")
-        world.killed_at(run, step)
+        world.killed_at(run, step, here)
         world.give_up(run.id)
     report = sync(here, pair(here, "dies"))
     assert "compare, 8388608 bytes" in reasons(here, report)
@@ -250,13 +249,10 @@ def test_an_existing_vm_whose_disks_do_not_fit_is_left_alone(world: World) -> No
 def test_a_run_that_dies_while_it_takes_a_vm_over_is_gone_on_with(world: World) -> None:
     point = backed_up(world, "crash", 8 * MIB)
     there = make_there(world, "crashed", 8 * MIB)
-    world.config.write_text(
-        world.config.read_text() + '\n[groups.all.overrides.crash]\nexisting = "crashed"\noverwrite_existing = true\n'
-    )
     here = mine(world, "crash", existing="crashed", overwrite_existing=True)
     for step in ("takeover.after", "slice.synced"):
         run = world.request_sync("crash")
-        world.killed_at(run, step)
+        world.killed_at(run, step, here)
         world.give_up(run.id)
     sync(here, pair(here, "crash"))
     assert_holds(world, here, pair(here, "crash"), point)
@@ -266,12 +262,9 @@ def test_a_run_that_dies_while_it_takes_a_vm_over_is_gone_on_with(world: World) 
 def test_who_boots_the_existing_vm_while_it_is_taken_over_keeps_their_data(world: World) -> None:
     backed_up(world, "boot", 8 * MIB)
     make_there(world, "booted", 8 * MIB)
-    world.config.write_text(
-        world.config.read_text() + '\n[groups.all.overrides.boot]\nexisting = "booted"\noverwrite_existing = true\n'
-    )
     here = mine(world, "boot", existing="booted", overwrite_existing=True)
     run = world.request_sync("boot")
-    world.killed_at(run, "takeover.after")
+    world.killed_at(run, "takeover.after", here)
     world.give_up(run.id)
     vm = world.vm("booted", "dr")
     world.target.wait(vm.PowerOnVM_Task())

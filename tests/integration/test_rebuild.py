@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World
 from workers import dispatch, left_behind, reaper, rebuild, replicate, rollback, snapshot_point
 from workers.catalogue import Catalogue
@@ -54,7 +53,7 @@ def test_everything_goes_on_by_difference_after_the_catalogue_is_lost(world: Wor
     back = world.pair("r-back")
     goal = rollback.goal_of(world.here, back, None).id
     replicate.run(world.here, rollback.request(world.here, back, goal)[0].id)
-    killed_at(world, world.request_sync("r-half"), "slice.written")
+    world.killed_at(world.request_sync("r-half"), "slice.written")
     pairs = {pair.vm: pair for pair in world.catalogue.pairs()}
     fences = {vm: world.cursor(vm).fence for vm in pairs}
     held = {vm: world.catalogue.sync_point(pair.id) for vm, pair in pairs.items()}
@@ -143,7 +142,7 @@ def test_hole_19_a_snapshot_of_an_unknown_run_is_not_removed_before_it_was_ended
     world.backup("h19")
     world.scribble("h19", 2)
     lost = world.request_backup("h19")
-    killed_at(world, lost, "checkpoint.after")
+    world.killed_at(lost, "checkpoint.after")
     name = snapshot_point.snapshot_name(world.catalogue.realm, lost.id)
     realm = lose(world)
     world.catalogue.take_over_realm(realm)  # as a rebuild that could not read the site

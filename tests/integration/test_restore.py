@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from pyVmomi import vim
 
-from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World, first_difference, flat
 from workers import backup, left_behind, restore
 from workers.errors import BadInput, ConfigError, NoSpace, NotFound, Refused, StoreDamaged
@@ -173,7 +172,7 @@ def test_a_restore_killed_at_any_step_goes_on(world: World, step: str, over: boo
     world.scribble(name, 2)
     wish = {"over_original": True} if over else {"to": f"{name}-copy"}
     run = ask(world, name, point=point, power_on=True, **wish)
-    killed_at(world, run, step)
+    world.killed_at(run, step)
     left = world.state(name) if over else None
     if left is not None and restoring.MARKER in left.notes:
         with pytest.raises(Refused, match="half restored"):
@@ -194,7 +193,7 @@ def test_who_boots_a_half_restored_vm_is_noticed(world: World, over: bool) -> No
     point = str(world.backup(name).point)
     world.scribble(name, 2)
     run = ask(world, name, point=point, **({"over_original": True} if over else {"to": f"{name}-copy"}))
-    killed_at(world, run, "checkpoint.after")
+    world.killed_at(run, "checkpoint.after")
     half = name if over else f"{name}-copy"
     vm = world.vm(half)
     world.source.wait(vm.PowerOnVM_Task())
@@ -218,7 +217,7 @@ def test_another_restore_takes_over_what_a_dead_one_left(world: World) -> None:
     for over in (False, True):
         wish: dict[str, Any] = {"over_original": True} if over else {"to": "heir-copy"}
         dead = ask(world, "heir", point=first, **wish)
-        killed_at(world, dead, "slice.written")
+        world.killed_at(dead, "slice.written")
         with pytest.raises(Refused, match=f"another restore to .* is under way .run {dead.id}"):
             ask(world, "heir", point=second, **wish)
         assert ask(world, "heir", point=first, **wish).id == dead.id
@@ -322,7 +321,7 @@ def test_a_clone_of_a_half_restored_vm_is_not_ours(world: World) -> None:
     world.scribble("torn", 1)
     world.backup("torn")
     run = ask(world, "torn", to="torn-copy")
-    killed_at(world, run, "slice.written")
+    world.killed_at(run, "slice.written")
     vm = world.vm("torn-copy")
     folder = world.source.read(vm, "parent")["parent"]
     world.source.wait(vm.CloneVM_Task(folder, "torn-clone", vim.vm.CloneSpec(location=vim.vm.RelocateSpec())))

@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 
-from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World
 from workers import dispatch, replicate, rollback
 from workers.errors import NotFound, Refused
@@ -96,7 +95,7 @@ def test_a_rollback_killed_at_a_step_goes_on(world: World, step: str) -> None:
     name = f"rb-{step.replace('.', '-')}"
     points = life(world, name)
     run, _ = rollback.request(world.here, world.pair(name), points[1])
-    killed_at(world, run, step)
+    world.killed_at(run, step)
     assert world.pair(name).paused
     if step == "slice.written":  # given up; another rollback, elsewhere, must not leave the dead one's blocks
         world.give_up(run.id)

@@ -287,15 +287,9 @@ def test_a_name_that_is_taken_within_one_vcenter_is_a_sentence(world: World) -> 
 def test_a_replica_that_its_pair_does_not_know_yet_is_no_member(world: World) -> None:
     """The run died between the VM and the catalogue, and the inventory was read: the pattern * matches the copy."""
     backed_up(world, "early", SMALL)
-    written = world.config.read_text()
-    world.config.write_text(
-        written.replace('target = "recovery"', 'target = "near"')
-        + '\n[targets.near]\nsite = "prod"\ndatastore = "ds1"\nnetworks = { "*" = "VM Network" }\n'
-    )
     here = realm(world, NEAR, target="near")
     run = dispatch.request_sync(here, pair(here, "early"), Trigger.AD_HOC)[0]
-    world.killed_at(run, "create.after")
-    world.config.write_text(written)
+    world.killed_at(run, "create.after", here)
     world.give_up(run.id)
     world.discover()
     assert here.catalogue.pair(pair(here, "early").id).replica is None

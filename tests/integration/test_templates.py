@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from pyVmomi import vim, vmodl
 
-from tests.integration.forked import killed_at
 from tests.integration.test_restore import assert_holds, assert_nothing_of_ours, of, off, restored
 from tests.integration.world import MIB, World
 from workers import backup, dispatch
@@ -102,7 +101,7 @@ def test_a_template_that_changes_while_it_is_read(world: World, becomes: str) ->
     world.backup(name)
     change(world, name, 2)
     run = world.request_backup(name)
-    killed_at(world, run, "checkpoint.after")
+    world.killed_at(run, "checkpoint.after")
     change(world, name, 3)
     if becomes != "changed":
         as_vm(world, name)
@@ -141,7 +140,7 @@ def test_a_vm_that_becomes_a_template_in_the_middle_of_its_backup(world: World) 
     world.backup("stiff")
     world.scribble("stiff", 2)
     run = world.request_backup("stiff")
-    killed_at(world, run, "checkpoint.after")
+    world.killed_at(run, "checkpoint.after")
     off(world, "stiff")
     world.scribble("stiff", 3)
     world.vm("stiff").MarkAsTemplate()

@@ -21,6 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from pyVmomi import vim
 
+from tests.integration.child import Forked, work
 from workers import backup, dispatch, replicate
 from workers.catalogue import Catalogue
 from workers.models import Cursor, Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
@@ -211,20 +212,22 @@ class World:
 
     def write(self, name: str, offset: int, data: bytes, disk: int = 0) -> None:
         """As the guest: to the disk's live file, and into the log."""
-        found = self.disks(name)[disk]
-        with open(flat(self.prod, found.file), "r+b") as file:
+        self._put(name, self.disks(name)[disk], offset, data)
+
+    def _put(self, name: str, disk: Disk, offset: int, data: bytes) -> None:
+        with open(flat(self.prod, disk.file), "r+b") as file:
             file.seek(offset)
             file.write(data)
-        self.log[name][found.id][offset : offset + len(data)] = data
+        self.log[name][disk.id][offset : offset + len(data)] = data
 
     def scribble(self, name: str, seed: int, *, count: int = 5, longest: int = 200_000) -> None:
         """Random writes on every disk, some of zeroes."""
         rng = random.Random(seed)
-        for number, disk in enumerate(self.disks(name)):
+        for disk in self.disks(name):
             for _ in range(count):
                 length = rng.randrange(1, min(longest, disk.capacity))
                 data = bytes(length) if rng.random() < 0.2 else rng.randbytes(length)
-                self.write(name, rng.randrange(0, disk.capacity - length), data, number)
+                self._put(name, disk, rng.randrange(0, disk.capacity - length), data)
 
     def add_disk(self, name: str, size: int) -> None:
         state = self.state(name)
@@ -293,11 +296,11 @@ class World:
             stderr=subprocess.STDOUT,
         )
 
-    def killed_at(self, run: Run, step: str) -> None:
+    def killed_at(self, run: Run, step: str, here: Here | None = None) -> None:
         """Do the run's work up to a step and die there (SIGKILL). Fails when the step is not reached."""
-        child = self.in_child(run, f"{step}=kill")
-        out, _ = child.communicate(timeout=120)
-        assert child.returncode == -9, f"the step {step} was not reached: {out.decode()[-3000:]}"
+        log = self.folder / "forked.log"
+        child = Forked(lambda: work(here or self.here, run.id), log, doomed=lambda label: label == step)
+        assert child.wait(120) == -9 and child.hit == step, f"the step {step} was not reached: {child.said[-3000:]}"
         self.expire_lease(run)
 
     def expire_lease(self, run: Run) -> None:
