@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from tasks import show
-from workers.group import Answer, Shown
+from workers.group import Answer, Outside, Shown
 
 
 def groups(found: Sequence[Shown]) -> None:
@@ -59,4 +59,14 @@ def answers(found: Sequence[Answer]) -> None:
     for answer in found:
         word = Text("in it", style="green") if answer.inside else Text("not in it", style="yellow")
         rows.add_row(answer.group, word, answer.why)
+    show.console().print(rows)
+
+
+def unprotected(found: Sequence[Outside]) -> None:
+    if not found:
+        return show.say("every VM that is known is in a group")
+    rows = show.table("VM", "site", "folder", "why")
+    for one in found:
+        reasons = [f"{name}: {why}" for name, why in one.why.items()] or ["no group has its VMs at this site"]
+        rows.add_row(one.vm, one.site, one.folder, "; ".join(reasons))
     show.console().print(rows)

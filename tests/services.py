@@ -26,8 +26,8 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is not installed")
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30) -> Any:
-    """The first true answer of `condition`, asked every 20 ms."""
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30, every: float = 0.02) -> Any:
+    """The first true answer of `condition`, asked every 20 ms, or less often where asking costs something."""
     deadline = time.monotonic() + timeout
     while True:
         answer = condition()
@@ -35,7 +35,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 30) -> An
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not happen within {timeout:g} s")
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def free_port() -> int:

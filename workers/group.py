@@ -66,6 +66,17 @@ class Answer(Model):
     why: str
 
 
+class Outside(Model):
+    """A VM that no group covers."""
+
+    vm: str
+    uuid: str
+    site: str
+    folder: str
+    #: group of that site -> what of its rule the VM does not match
+    why: dict[str, str]
+
+
 def overview(here: Here) -> list[Shown]:
     """Every group that is configured, and those that are not any more but have members that left."""
     roll, now = Roll(here), here.catalogue.now()
@@ -98,6 +109,34 @@ def why(here: Here, name: str) -> list[Answer]:
         hint = f"; near: {', '.join(near)}" if near else ""
         raise NotFound(f"no VM {name!r} is known at any site ({len(roll.vms)} VMs are){hint}")
     return [answer for vm in found for answer in _answers(roll, vm)]
+
+
+def unprotected(here: Here) -> list[Outside]:
+    """Every VM that its vCenter has and no group covers, by site and name. Replicas of ours are not among them."""
+    roll = Roll(here)
+    groups = roll.settings.groups.items()
+    found = [
+        Outside(
+            vm=vm.identity.name,
+            uuid=vm.identity.instance_uuid,
+            site=vm.identity.site,
+            folder=vm.folder,
+            why={name: membership.explain(g.rule, vm) for name, g in groups if g.source == vm.identity.site},
+        )
+        for vm in roll.outside()
+    ]
+    return sorted(found, key=lambda each: (each.site, each.vm, each.uuid))
+
+
+def unprotected_in_words(roll: Roll) -> str:
+    """For `status`, or empty. VMs of a site that is no group's source, such as the recovery site's own, are not news."""
+    sources = {group.source for group in roll.settings.groups.values()}
+    names = sorted(vm.identity.name for vm in roll.outside() if vm.identity.site in sources)
+    if not names:
+        return ""
+    some = f"{', '.join(names[:3])}{', ...' if names[3:] else ''}"
+    are = "VM is" if len(names) == 1 else "VMs are"
+    return f"{len(names)} {are} in no group ({some}): `understudy group unprotected` has them all, and why"
 
 
 def _answers(roll: Roll, vm: KnownVm) -> Iterable[Answer]:

@@ -99,6 +99,15 @@ class Roll:
                 found += _under({name: self.settings.groups[name] for name in names}, vm)
         return found
 
+    def outside(self) -> list[KnownVm]:
+        """Whom no group covers, of the VMs that there are and that are no replicas of ours."""
+        return [
+            vm
+            for vm in self.vms
+            if (vm.identity.site, vm.identity.instance_uuid) not in self.absent
+            and not self.groups_of(vm.identity.instance_uuid)
+        ]
+
     def asked(self, site: str) -> datetime | None:
         """When the last complete answer of a site was asked for."""
         known = self.inventories.get(site)

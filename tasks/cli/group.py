@@ -68,6 +68,23 @@ def group_why(
         group_tables.answers(found)
 
 
+@group.command("unprotected")
+def group_unprotected(json: Json = False) -> None:
+    """The VMs that are in no group, and why each group leaves them out.
+
+    Example: understudy group unprotected
+    """
+    from tasks import group_tables
+    from tasks.app import here
+    from workers import group as groups
+
+    found = groups.unprotected(here())
+    if json:
+        show.as_json(found)
+    else:
+        group_tables.unprotected(found)
+
+
 @group.command("accept")
 def group_accept(name: Name, json: Json = False) -> None:
     """Let those leave a group who were held because they are so many.

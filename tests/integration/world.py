@@ -41,7 +41,16 @@ USER, PASSWORD = "operator", "secret-of-the-lab"
 class Vcenter:
     """A simulator process."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        user: str = USER,
+        center: str = "",
+        datastores: str = "ds1,ds2",
+        networks: str = "VM Network,DR Network",
+    ) -> None:
         self.name = name
         self.folder = folder
         self.datastores = folder / f"{name}-datastores"
@@ -51,8 +60,8 @@ class Vcenter:
         self.process = subprocess.Popen(
             [
                 str(SIMULATOR),
-                *("-l", "127.0.0.1:0", "-u", f"{USER}:{PASSWORD}", "-name", name, "-dc", name.upper()),
-                *("-dir", str(self.datastores), "-datastores", "ds1,ds2", "-networks", "VM Network,DR Network"),
+                *("-l", "127.0.0.1:0", "-u", f"{user}:{PASSWORD}", "-name", name, "-dc", center or name.upper()),
+                *("-dir", str(self.datastores), "-datastores", datastores, "-networks", networks),
                 *("-cert", str(self.certificate), "-key", str(self.certificate.with_suffix(".key"))),
             ],
             stdout=subprocess.PIPE,
