@@ -112,6 +112,7 @@ def write(data: dict[str, Any]) -> None:
     Path("understudy.toml").write_text(document(data))
     Path("p").write_text("hunter2\n")
     Path("p").chmod(0o600)
+    Path("ca.pem").touch()
 
 
 def changed(**changes: Any) -> dict[str, Any]:

@@ -77,6 +77,11 @@ def test_a_wrong_one_is_a_sentence_per_mistake() -> None:
             id="a variable that is missing",
         ),
         pytest.param(
+            {"sites.prod.ca_file": "absent.pem"},
+            "sites.prod.ca_file: {}/absent.pem is not there, or is not a file",
+            id="a CA that is missing",
+        ),
+        pytest.param(
             {"targets.dr.datastore": "ds9"},
             "targets.dr.datastore = 'ds9': sites.dr.datastores does not say where it is mounted (it has ds1)",
             id="a datastore that is nowhere",
@@ -110,6 +115,19 @@ def test_what_is_probably_not_meant_is_a_warning(changes: dict[str, Any], warnin
     assert said.err.startswith(f"warning: understudy.toml: {warning.format(tmp_path)}")
     assert said.out.startswith("ok: ") and "hunter2" not in said.out + said.err
     assert understudy("config", "check", "--strict").code == 1
+
+
+def test_a_warning_of_a_folder_names_the_file_that_the_key_is_in(tmp_path: Path) -> None:
+    """Also of keys that are in no section, and of a section whose keys are in several files."""
+    data = changed(**{"redis": None, "flower.password_env": "NOT_SET"}) | {"redis_file": "absent"}
+    write(data)
+    Path("conf").mkdir()
+    top = {key: data.pop(key) for key in ("redis_file", "flower")}
+    Path("conf/top.toml").write_text(document(top))
+    Path("conf/rest.toml").write_text(document(data))
+    said = understudy("--config", "conf", "config", "check").err.splitlines()
+    for key in ("redis_file", "flower.password_env"):
+        assert [line for line in said if line.startswith(f"warning: {tmp_path}/conf/top.toml: {key}: ")], said
 
 
 def test_a_group_without_a_target_replicates_nothing() -> None:

@@ -183,3 +183,31 @@ def test_a_wrong_rule_is_a_sentence(members: str, words: str, tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         settings.load(tmp_path / "understudy.toml")
     assert words in str(caught.value)
+
+
+def test_who_is_in_no_group_and_why(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    seen(here, web_1=("gold",), old_1=("x:silver",), app_1=None)
+    why = {each["vm"]: each["why"] for each in as_json(capsys, "group", "unprotected")}
+    assert why["old-1"] == {
+        "web": "none of: (name old-1 is not web-*), (tag x:silver is not gold)",
+        "db": "name old-1 is not db-*",
+    }
+    assert "tag is not known" in why["app-1"]["web"] and set(why) == {"app-1", "old-1"}
+    table, _ = output(capsys, "group", "unprotected")
+    assert "app-1  prod  DC/Web  web: " in table and "; db: name app-1 is not db-*" in table
+    told = "2 VMs are in no group (app-1, old-1): `understudy group unprotected` has them all, and why"
+    assert output(capsys, "status")[0].splitlines()[-1] == told
+    assert "in no group" not in output(capsys, "status", "--group", "web")[0]
+    seen(here, web_1=("gold",), db_1=("gold",))
+    assert "every VM that is known is in a group" in output(capsys, "group", "unprotected")[0]
+    assert "in no group" not in output(capsys, "status")[0]
+
+
+def test_the_vms_of_a_site_that_is_no_groups_source_are_listed_but_are_no_news(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen(here, web_1=("gold",))
+    who = VmIdentity(site="dr", vcenter="w", instance_uuid="u-own", bios_uuid="b", moref="m", name="own")
+    here.catalogue.record_inventory("dr", [VmSummary(identity=who, power="poweredOn", template=False, folder="DR")])
+    assert "own  dr    DR      no group has its VMs at this site" in output(capsys, "group", "unprotected")[0]
+    assert "in no group" not in output(capsys, "status")[0]

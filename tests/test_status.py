@@ -292,6 +292,18 @@ def test_what_is_kept_of_a_vm_that_is_gone_stays_in_it(here: Here) -> None:
     assert "no group covers this VM" in remarks["other"]
 
 
+def test_what_a_vm_leaves_behind_in_another_group_is_not_called_unprotected(here: Here) -> None:
+    """It was replicated by `web`, was renamed, and is only backed up now: the replica is the only thing that stands."""
+    seen(here, "db-1")
+    paired(here, "db-1")
+    alone, left = sorted(overview(here), key=lambda line: line.pair is not None)
+    assert alone.groups == ("only-backups",) and alone.remark == ""
+    assert left.groups == () and left.remark.startswith(
+        "its groups now (only-backups) do not replicate it to dr from main: this replica stays as it is."
+    )
+    assert "`understudy forget db-1 --target dr`" in left.remark
+
+
 def test_failures_of_backups_show_beside_a_sync(here: Here) -> None:
     seen(here, "web-1")
     pair = paired(here, "web-1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -106,11 +107,16 @@ def _group(name: str, group: Group) -> Iterator[Remark]:
 
 
 def exposed(settings: Settings) -> list[Remark]:
-    """By what this machine has: files and variables that should hold a secret and do not, or show it to others."""
+    """By what this machine has: files and variables that should hold a secret and do not, or show it to others; CAs."""
     found = []
     for key, file, variable in _secrets(settings):
         if (sentence := secrets.trouble(file, variable)) is not None:
-            found.append(Remark(key, f"{shape.dotted(key)}_{'env' if file is None else 'file'}: {sentence}"))
+            named = (*key[:-1], f"{key[-1]}_{'env' if file is None else 'file'}")
+            found.append(Remark(named, f"{shape.dotted(named)}: {sentence}"))
+    for name, site in settings.sites.items():
+        if site.ca_file is not None and not os.path.isfile(site.ca_file):
+            named = ("sites", name, "ca_file")
+            found.append(Remark(named, f"{shape.dotted(named)}: {site.ca_file} is not there, or is not a file"))
     return found
 
 

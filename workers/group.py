@@ -129,7 +129,7 @@ def unprotected(here: Here) -> list[Outside]:
 
 
 def unprotected_in_words(roll: Roll) -> str:
-    """For `status`, or empty. VMs of a site that is no group's source, such as the recovery site's own, are not news."""
+    """For `status`, or empty. VMs of a site that is no group's source, as the recovery site's own, are no news."""
     sources = {group.source for group in roll.settings.groups.values()}
     names = sorted(vm.identity.name for vm in roll.outside() if vm.identity.site in sources)
     if not names:

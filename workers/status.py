@@ -159,11 +159,25 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         live=tuple(live),
         last_backup=known.last.get(chain),
         last_sync=known.last.get(fenced),
-        remark=_remark(vm, groups, farewell(known.roll, uuid)) or remark,
+        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)) or remark,
     )
 
 
-def _remark(vm: KnownVm | None, groups: Iterable[str], farewell: str) -> str:
+def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str) -> str:
+    """What becomes of a line that no group asks for, of a VM that is in others; empty when it is in none."""
+    names = ", ".join(roll.groups_of(uuid))
+    if not names:
+        return ""
+    if pair is None:
+        return f"its groups now ({names}) have another store: what is in {store} stays, nothing new is added"
+    command = f"`understudy forget {pair.vm} --target {pair.recovery_target}`"
+    return (
+        f"its groups now ({names}) do not replicate it to {pair.recovery_target} from {store}: this replica stays as "
+        f"it is. When nobody needs it any more, {command} ends that, and --with-replica removes it"
+    )
+
+
+def _remark(vm: KnownVm | None, groups: Iterable[str], farewell: str, moved: str) -> str:
     if vm is None:
         return "no inventory has this VM; what is kept of it stays"
     if vm.gone_since is not None:
@@ -171,6 +185,8 @@ def _remark(vm: KnownVm | None, groups: Iterable[str], farewell: str) -> str:
         return f"{gone}; {farewell or 'what is kept of it stays'}"
     if groups:
         return ""
+    if moved:
+        return moved
     return f"no group covers this VM any more: nothing new is made; {farewell or 'what is kept of it stays'}"
 
 
