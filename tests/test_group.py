@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_an_inventory_that_is_old_or_fails_is_said(here: Here, capsys: pytest.Ca
     assert output(capsys, "status")[1] == ""
     here.catalogue.inventory_failed("prod", "it does not answer")
     _, problems = output(capsys, "status", "--json")
-    assert "last read 0 s ago: it does not answer. Until it is read completely again, nobody joins" in problems
+    assert re.search(r"last read \d+ s ago: it does not answer. Until it is read completely again, nobody", problems)
     seen(here, web_1=())
     with here.catalogue.write() as conn:
         known = conn.execute(sa.select(schema.inventories.c.complete)).scalar_one()

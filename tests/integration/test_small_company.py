@@ -8,6 +8,7 @@ company.py.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.integration.company import NONE, SIZE, TIER_1, Company, machines
 from tests.integration.realm import Realm, realm
 from tests.integration.world import PASSWORD, flat
 from workers.models import Pair, Run, RunKind, RunState, Trigger
+from workers.policy import of_all
+from workers.settings import load
 from workers.vsphere import inventory
 from workers.vsphere.building import disk_map
 
@@ -71,6 +74,28 @@ def said(*arguments: str) -> Any:
     done = understudy(*arguments)
     assert done.code == 0, done
     return json.loads(done.out) if "--json" in arguments else done.out
+
+
+def assert_only_times_and_places_are_replaced(company: Company) -> None:
+    """What is at work is the example: every other value of it is in force as it is written there."""
+    there, here = (
+        {each.key: str(each.value).replace(str(folder), "") for each in of_all(load(folder))}
+        for folder in (companies.EXAMPLE, company.config)
+    )
+    differing = {key for key in there.keys() | here.keys() if there.get(key) != here.get(key)}
+    assert differing == {
+        *(
+            f"sites.{site}.{key}"
+            for site in ("office", "colo")
+            for key in ("vcenter", *(f"datastores.{site}-{kind}" for kind in ("fast", "bulk")))
+        ),
+        *("stores.main.path", "stores.files.path"),
+        *(
+            key
+            for key in differing
+            if re.fullmatch(r"tuning\.\w+|groups\.[\w-]+\.(backup|replicate\.schedule)\.\w+", key)
+        ),
+    }
 
 
 def runs(company: Company) -> list[Run]:
