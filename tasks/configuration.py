@@ -9,6 +9,7 @@ from typing import Any
 from tasks import show
 from workers import configuration, dispatch, policy, settings
 from workers.catalogue import Catalogue
+from workers.destination import governing
 from workers.errors import ConfigError, UnderstudyError
 from workers.models import Model
 from workers.policy import Setting
@@ -122,6 +123,14 @@ def show_policies(vms: Sequence[str], *, as_json: bool) -> None:
                 f"{each_vm[0][0]} has one chain of restore points in the store {store} for {', '.join(sharing)}: "
                 "it is backed up when any of them says so, and keeps what any of them keeps"
             )
+        for aim in dict.fromkeys(aim for _, _, aim, _ in each_vm if aim is not None):
+            sharing = [group for _, group, target, _ in each_vm if target == aim]
+            if len(sharing) > 1:
+                first = governing(loaded.settings, sharing, each_vm[0][0], aim)
+                show.say(
+                    f"{each_vm[0][0]} has one replica at {aim} for {', '.join(sharing)}: where and how it is made says "
+                    f"{first}"
+                )
 
 
 Policy = tuple[str, str, str | None, list[Setting]]

@@ -203,6 +203,11 @@ def test_show_of_vms_is_the_policy_that_they_have() -> None:
     table = understudy("config", "show", "web-1").out
     assert "web-1: group web, target dr" in table and "web-1: group all, backed up only" in table
     assert "one chain of restore points in the store main for web, all" in table
+    assert "one replica" not in table
+    data["groups"]["all"]["target"] = "dr"
+    write(data)
+    table = understudy("config", "show", "web-1").out
+    assert "web-1 has one replica at dr for web, all: where and how it is made says web" in table
     unknown = understudy("config", "show", "web-9")
     assert unknown.code == 1 and "no VM 'web-9' is known" in unknown.err
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workers import policy
+from workers import dispatch, policy
+from workers.catalogue import Catalogue
+from workers.configuration import remarks
 from workers.destination import destination, of_member, of_pair
 from workers.errors import ConfigError
-from workers.models import Pair
+from workers.models import Pair, VmIdentity, VmSummary
+from workers.run import Here
 from workers.settings import RecoveryTarget, Settings, VmOverride, shape
 
 BASE: dict[str, Any] = {
@@ -151,13 +155,33 @@ def test_a_pair_whose_target_is_gone_is_a_sentence() -> None:
         of_pair(configured(), pair(target="away"), [])
 
 
-def test_the_first_group_that_covers_it_counts() -> None:
+def test_of_several_groups_the_first_counts_that_says_something_of_the_vm() -> None:
+    """An override that is in force nowhere, without a word, would be a disk too many or a network that is wrong."""
     data = {**BASE, "groups": dict(BASE["groups"])}
     data["groups"]["all"] = data["groups"]["web"] | {"vms": ["*"], "overrides": {"web-1": {"datastore": "second"}}}
     settings = Settings.model_validate(data)
-    assert of_pair(settings, pair(), ["web", "all"]).datastore == "ds1"
+    assert of_pair(settings, pair(), ["web", "all"]).datastore == "second"
+    assert of_pair(settings, pair("web-2"), ["web", "all"]).datastore == "ds1"
+    data["groups"]["web"] = data["groups"]["web"] | {"overrides": {"web-1": {"datastore": "first"}}}
+    settings = Settings.model_validate(data)
+    assert of_pair(settings, pair(), ["web", "all"]).datastore == "first"
+    assert of_pair(settings, pair(), ["all"]).datastore == "second"
+    (doubt,) = [each for each in remarks(settings) if "is before it" in each.sentence]
+    assert doubt.key == ("groups", "all") and doubt.sentence.startswith("groups.all.overrides.web-1: groups.web is")
     assert policy.same_store(settings, ["web", "all"]) == {"main": ["web", "all"]}
     assert policy.same_store(settings, ["web"]) == {}
+
+
+def test_a_vm_in_two_groups_has_one_name_for_its_replica(tmp_path: Path) -> None:
+    """Each tick once gave the pair the name of the one group, and then that of the other."""
+    data = {**BASE, "groups": dict(BASE["groups"])}
+    data["groups"]["all"] = data["groups"]["web"] | {"vms": ["*"], "overrides": {"web-1": {"name": "own"}}}
+    here = Here(Settings.model_validate(data), Catalogue.create(f"sqlite:///{tmp_path}/catalogue.db"))
+    who = VmIdentity(site="prod", vcenter="v", instance_uuid="u1", bios_uuid="b", moref="vm-1", name="web-1")
+    here.catalogue.record_inventory("prod", [VmSummary(identity=who, power="poweredOn", template=False, folder="")])
+    found = [dispatch.pair_of(here, member) for member in dispatch.find(here, "web-1")]
+    assert [each.replica_name for each in found if each is not None] == ["own", "own"]
+    here.catalogue.close()
 
 
 def test_the_whole_configuration_with_secrets_masked() -> None:

@@ -38,7 +38,7 @@ class Remark(NamedTuple):
 
 def remarks(settings: Settings) -> list[Remark]:
     """By the configuration alone."""
-    found = [*_unused(settings), *_timing(settings), *_places(settings)]
+    found = [*_unused(settings), *_timing(settings), *_places(settings), *_twice(settings)]
     for name, group in settings.groups.items():
         found += _group(name, group)
     for key in ADDRESSES:
@@ -83,6 +83,22 @@ def _places(settings: Settings) -> Iterator[Remark]:
                 target, place = settings.targets[aim], of_member(settings, name, vm, aim)
                 if place.datastore != target.datastore:
                     yield from _mounted(settings, ("groups", name, "overrides", vm), target.site, place.datastore)
+
+
+def _twice(settings: Settings) -> Iterator[Remark]:
+    """Overrides for one VM in two groups with the same recovery target: it has one replica there."""
+    first: dict[tuple[str, str], str] = {}
+    for name, group in settings.groups.items():
+        for vm in group.overrides:
+            for aim in group.targets:
+                other = first.setdefault((vm, aim), name)
+                if other != name and settings.groups[other].source == group.source:
+                    key = ("groups", name)
+                    yield Remark(
+                        key,
+                        f"{shape.dotted((*key, 'overrides', vm))}: groups.{other} is before it and has an override for "
+                        f"a VM of this name and the target {aim}, too: for a VM in both groups only that one counts",
+                    )
 
 
 def _mounted(settings: Settings, key: Key, site: str, datastore: str) -> Iterator[Remark]:

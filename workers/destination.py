@@ -45,6 +45,15 @@ def of_member(settings: Settings, group: str, vm: str, target: str) -> Destinati
     return destination(settings.targets[target], override, target, vm)
 
 
+def governing(settings: Settings, groups: Iterable[str], vm: str, target: str) -> str | None:
+    """Whose overrides count for the replica of a VM that several groups replicate to one target: there is one replica.
+
+    The first in the configuration that has an override for this VM, else the first.
+    """
+    covering = [name for name in groups if name in settings.groups and target in settings.groups[name].targets]
+    return next((name for name in covering if vm in settings.groups[name].overrides), next(iter(covering), None))
+
+
 def of_pair(settings: Settings, pair: Pair, groups: Iterable[str]) -> Destination:
     """Of a pair, which may be older than the configuration, whose source is or was in `groups`.
 
@@ -56,9 +65,9 @@ def of_pair(settings: Settings, pair: Pair, groups: Iterable[str]) -> Destinatio
             f"the recovery target {aim} of {pair.vm} is not configured any more; "
             f"add targets.{aim} again (configured: {', '.join(sorted(settings.targets)) or 'none'})"
         )
-    covering = [name for name in groups if name in settings.groups and aim in settings.groups[name].targets]
-    if covering:
-        return of_member(settings, covering[0], pair.vm, aim)
+    group = governing(settings, groups, pair.vm, aim)
+    if group is not None:
+        return of_member(settings, group, pair.vm, aim)
     return destination(settings.targets[aim], VmOverride(), aim, pair.vm)
 
 

@@ -268,7 +268,7 @@ def judge_the_disks(company: Company, vm: str, target: str, disks: dict[str, Any
         assert flat(company.sites["colo"], disk.file).read_bytes() == wanted[key], (vm, disk.label)
         fast = target == "standby" and key not in more
         assert disk.file.startswith("[colo-fast]" if fast else "[colo-bulk]"), (vm, disk.file)
-        assert disk.thin == (vm != "fs-archive"), vm
+        assert (disk.thin, disk.eager) == (vm not in ("fs-archive", "sql-erp"), vm == "sql-erp"), vm
 
 
 def judge_the_last_words(company: Company) -> None:
