@@ -89,8 +89,8 @@ def machines() -> list[Machine]:
     ]
     files = [Machine(f"fs-{name}", disks=(BULK,)) for name in ("users", "projects", "archive")]
     others = [
-        *(Machine(f"app-{number:02}") for number in range(1, 13)),
-        *(Machine(name) for name in ("print-01", "print-02", "wiki", "git", "monitor", "ci-01")),
+        *(Machine(f"app-{number:02}") for number in range(1, 10)),
+        *(Machine(name) for name in ("print-01", "wiki", "ci-01")),
         Machine("app-old", on=False, tracked=False),
         Machine("kiosk-01", networks=(), tracked=False),
         Machine("golden-debian", "Templates", on=False, template=True),
@@ -98,7 +98,7 @@ def machines() -> list[Machine]:
     left_out = [
         *(Machine(f"test-{number}") for number in range(1, 7)),
         *(Machine(f"tmp-{name}") for name in ("import", "export")),
-        *(Machine(f"lab-{number:02}", "Lab/Students", on=False) for number in range(1, 15)),
+        *(Machine(f"lab-{number:02}", "Lab/Students", on=False) for number in range(1, 21)),
         Machine("scratch", tags=(NONE,)),
         Machine("sql-copy", "Databases/Scratch", tags=(NONE,)),
     ]
