@@ -15,6 +15,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── Refused                 a rule of the protocol forbids it in this state
 │   ├── ApprovalNeeded          much would be read or compared again: the policy wants to be asked
 │   ├── StoreDamaged            what is read back is not what was written
+│   ├── ValidationFailed        a replica is not what its sync point says, and nobody wrote to it
 │   └── StoreTooNew             written by a newer format than this program reads
 ├── FencedOut                   a newer run owns the target: stop at once, write nothing
 ├── SnapshotLost                the run's snapshot is gone: the run starts again from a new one
@@ -104,6 +105,10 @@ class ApprovalNeeded(NeedsPerson):
 
 class StoreDamaged(NeedsPerson):
     family = "store damaged"
+
+
+class ValidationFailed(NeedsPerson):
+    family = "validation failed"
 
 
 class StoreTooNew(NeedsPerson):

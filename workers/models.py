@@ -279,13 +279,13 @@ class RunKind(StrEnum):
     BACKUP = "backup"
     SYNC = "sync"
     RESTORE = "restore"
+    VERIFY = "verify"
     ADOPT = "adopt"
     FORGET = "forget"
 
 
 class RunState(StrEnum):
-    """`queued` and `running` are live: at most one live run per target."""
-
+    # the first two are live: at most one live run per target
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"

@@ -40,6 +40,7 @@ from workers.catalogue import pairs as _pairs
 from workers.catalogue import points as _points
 from workers.catalogue import rebuilding as _rebuilding
 from workers.catalogue import runs as _runs
+from workers.catalogue import scrubs as _scrubs
 from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.configurations import InForce
@@ -51,12 +52,14 @@ from workers.catalogue.inventory import Inventory, KnownVm
 from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
+from workers.catalogue.scrubs import Damage, Scrub
 from workers.errors import ConfigError
 
 __all__ = [
     "ENDS",
     "STOP",
     "Catalogue",
+    "Damage",
     "Dropped",
     "Ended",
     "Hold",
@@ -66,6 +69,7 @@ __all__ = [
     "KnownVm",
     "Membership",
     "PointSummary",
+    "Scrub",
 ]
 
 
@@ -183,6 +187,13 @@ class Catalogue(Database):
     slices = _slices.slices
     checkpoint = _slices.checkpoint
     drop_slices = _slices.drop_slices
+
+    scrubs = _scrubs.scrubs
+    scrubbed = _scrubs.scrubbed
+    damages = _scrubs.damages
+    compared = _scrubs.compared
+    mended = _scrubs.mended
+    latest_verifications = _scrubs.latest_verifications
 
     commit_sync = _sync_points.commit_sync
     adopt_sync_point = _sync_points.adopt_sync_point

@@ -32,7 +32,9 @@ class Ended(Model):
 
 
 def latest_ended(db: Database, target: str | None = None, *, uncounted: Collection[str] = ()) -> list[Ended]:
-    """Of every target, or of one, the run that ended last: that of the highest fence.
+    """Of every target, or of one, the run that ended last: that of the highest fence, but for verifications.
+
+    A verification says nothing of how backups and syncs go; what it found is kept apart (scrubs.py).
 
     Asked per target (index on target and fence), for most runs are old and not worth reading. `uncounted`: families
     whose failures are not counted.
@@ -46,7 +48,9 @@ def latest_ended(db: Database, target: str | None = None, *, uncounted: Collecti
 def _query(uncounted: tuple[str, ...], one: bool) -> sa.Select[Any]:
     """Made once: dispatch asks it after every backup, and making it takes longer than asking."""
     older = schema.runs.alias()
-    top = sa.select(sa.func.max(older.c.fence)).where(older.c.target == T.target, older.c.state.not_in(LIVE))
+    top = sa.select(sa.func.max(older.c.fence)).where(
+        older.c.target == T.target, older.c.state.not_in(LIVE), older.c.kind != RunKind.VERIFY
+    )
     query = (
         sa.select(*rows.fields(schema.runs, Run), *_streak(uncounted))
         .where(R.target == T.target, R.fence == top.scalar_subquery())
@@ -60,7 +64,7 @@ def _streak(uncounted: tuple[str, ...]) -> list[sa.ColumnElement[Any]]:
     good, bad = schema.runs.alias().c, schema.runs.alias().c
     well = (
         sa.select(good.fence)
-        .where(good.target == T.target, good.state.not_in((*LIVE, RunState.FAILED)))
+        .where(good.target == T.target, good.state.not_in((*LIVE, RunState.FAILED)), good.kind != RunKind.VERIFY)
         .order_by(good.fence.desc())
         .limit(1)
     )

@@ -15,7 +15,7 @@ from workers.catalogue import failures, fences, runs, schema
 from workers.catalogue.database import Database, now
 from workers.catalogue.holds import used_up
 from workers.errors import Conflict, FencedOut
-from workers.models import Failure, Run, RunState
+from workers.models import Failure, Run, RunKind, RunState
 
 R = schema.runs.c
 
@@ -188,7 +188,9 @@ def end(conn: sa.Connection, run_id: str, state: RunState, **result: Any) -> Non
     """The owner stays on record, the lease does not."""
     _set(conn, run_id, state=state, ended=now(conn), lease_until=None, not_before=None, **result)
     if state in (RunState.SUCCEEDED, RunState.NOTHING_NEW):
-        used_up(conn, runs.get(conn, run_id).target)
+        run = runs.get(conn, run_id)
+        if run.kind is not RunKind.VERIFY:
+            used_up(conn, run.target)
 
 
 def held(conn: sa.Connection, run_id: str, owner: str) -> Run:

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workers.catalogue import fences, holds, rows, schema
+from workers.catalogue import fences, holds, rows, schema, scrubs
 from workers.catalogue.database import Database, now, take_turns
 from workers.errors import NotFound, Refused
 from workers.models import Pair
@@ -108,6 +108,7 @@ def disown(db: Database, pair_id: str) -> None:
     with db.write() as conn:
         fences.lock(conn, target_of(pair_id))
         conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
+        scrubs.forget(conn, target_of(pair_id))
 
 
 def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
@@ -120,6 +121,7 @@ def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
         fences.lock(conn, target)
         known = _get(conn, pair_id, lock=True)
         conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
+        scrubs.forget(conn, target_of(pair_id))
         conn.execute(sa.delete(schema.holds).where(H.target == target))
         said = holds.Hold(target=target, kind=holds.HoldKind.FORGOTTEN, since=now(conn), who=who, reason=reason)
         holds.put(conn, said)

@@ -264,6 +264,38 @@ failures = sa.Table(
     sa.Index("ix_failures_vm_number", "vm", "number"),
 )
 
+#: How far each replica or store ("pair:<id>", "store:<name>") was compared in this round, and when last all of it was.
+scrubs = sa.Table(
+    "scrubs",
+    metadata,
+    _text("target", primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    _time("began"),
+    _time("ended", nullable=True),
+    _text("part"),
+    _bytes("offset"),
+    _bytes("covered"),
+    _bytes("total"),
+    _bytes("unread"),
+    _time("whole_began", nullable=True),
+    _time("whole_ended", nullable=True),
+)
+
+#: Where a replica was found to differ from its sync point, as last seen; mended or compared again, a row goes.
+damages = sa.Table(
+    "damages",
+    metadata,
+    _text("target", primary_key=True),
+    _text("disk", primary_key=True),
+    sa.Column("start", sa.BigInteger, primary_key=True),
+    _bytes("end"),
+    _bytes("granules"),
+    _text("label"),
+    _text("point"),
+    _text("run"),
+    _time("found"),
+)
+
 #: Which configuration each worker works by, and which newer one it refuses. The files are the truth.
 configurations = sa.Table(
     "configurations",

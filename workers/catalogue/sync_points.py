@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from workers.catalogue import fences, leases, rows, runs, schema
+from workers.catalogue import fences, leases, rows, runs, schema, scrubs
 from workers.catalogue.database import Database, now
 from workers.errors import Conflict, FencedOut
 from workers.models import RunState, SyncPoint
@@ -36,6 +36,8 @@ def commit_sync(db: Database, run_id: str, owner: str, sync_point: SyncPoint, *,
             )
         committed = sync_point.model_copy(update={"committed": now(conn)})
         conn.execute(sa.insert(schema.sync_points).values(**committed.model_dump()))
+        if committed.mode in ("compare", "build"):  # every block is what the point says, whatever was found before
+            scrubs.forget_damage(conn, target)
         leases.add_reasons(conn, run, committed.reasons)
         leases.end(
             conn, run_id, RunState.SUCCEEDED, point=committed.point, read=read, written=committed.written, error=None

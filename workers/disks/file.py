@@ -148,6 +148,10 @@ class FileReader:
             ranges.append((start, position - start))
         return Extents.of(ranges).clip(0, self.size) if ranges else EMPTY
 
+    def forget_cached(self) -> None:
+        """What is read next comes from the datastore, not from this machine's memory of it."""
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         return [Piece(offset, length, self._pread(offset, length)) for offset, length in batch]
 

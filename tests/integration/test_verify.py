@@ -1,0 +1,193 @@
+"""Rot on a replica is found, named and mended; what is no rot is left alone. Judged byte for byte by the content log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.forked import killed_at
+from tests.integration.world import MIB, World, flat
+from workers import verify
+from workers.errors import Refused, StoreDamaged, Touched, ValidationFailed
+from workers.models import Run, RunState
+from workers.run import Here
+from workers.transfer import copy  # noqa: F401  (what a repair writes is counted below)
+
+GRANULE = 4096
+
+
+def base(world: World, name: str, number: int = 0) -> Path:
+    """The file under the seal."""
+    disks = world.replica_disks(name)
+    disk = disks[world.disks(name)[number].id]
+    assert disk.parent is not None, "sealed"
+    return flat(world.dr, disk.parent)
+
+
+def rot(file: Path, offset: int) -> None:
+    """One bit, without anybody's knowledge."""
+    with open(file, "r+b") as disk:
+        disk.seek(offset)
+        (byte,) = disk.read(1)
+        disk.seek(offset)
+        disk.write(bytes([byte ^ 4]))
+
+
+def check(world: World, name: str, *, repair: bool = False) -> Run:
+    run, made = verify.request(world.here, world.pair(name), repair=repair)
+    assert made
+    verify.run(world.here, run.id)
+    return world.catalogue.run(run.id)
+
+
+def grown(world: World, name: str) -> str:
+    world.make_vm(name, 8 * MIB, 4 * MIB)
+    world.scribble(name, 1, count=8)
+    world.backup(name)
+    world.sync(name)
+    world.scribble(name, 2)
+    point = str(world.backup(name).point)
+    world.sync(name)
+    return point
+
+
+def test_rot_is_found_named_and_mended_with_just_what_differs(world: World) -> None:
+    name = "rotten"
+    point = grown(world, name)
+    pair = world.pair(name)
+    before = world.catalogue.sync_point(pair.id)
+    good = check(world, name)
+    assert good.state is RunState.SUCCEEDED and good.point == point and good.written == 0
+    assert world.catalogue.scrubs()[good.target].whole_ended is not None
+
+    first, second = base(world, name), base(world, name, 1)
+    spots = [(first, 5), (first, 3 * MIB + 100), (first, 3 * MIB + 5000), (second, 4 * MIB - 1)]
+    for file, offset in spots:
+        rot(file, offset)
+    run, _ = verify.request(world.here, pair)
+    with pytest.raises(ValidationFailed) as err:
+        verify.run(world.here, run.id)
+    text = str(err.value)
+    assert "4 granules of 4 KiB" in text and point in text and "--repair" in text
+    assert "Hard disk 1" in text and "bytes 0 to 4096" in text and f"bytes {3 * MIB} to {3 * MIB + 8192}" in text
+    assert "Hard disk 2" in text and f"bytes {4 * MIB - 4096} to {4 * MIB}" in text and "[ds1]" in text
+    ended = world.catalogue.run(run.id)
+    assert (ended.state, ended.family) == (RunState.FAILED, "validation failed")
+    assert world.catalogue.failures(vm=name, limit=1)[0].message == text
+    assert world.catalogue.sync_point(pair.id) == before, "nothing was committed"
+    found = {(d.label, d.start, d.end, d.granules) for d in world.catalogue.damages(ended.target)}
+    assert len(found) == 3 and sum(each[3] for each in found) == 4
+
+    mended = check(world, name, repair=True)
+    assert mended.state is RunState.SUCCEEDED and mended.written == 4 * GRANULE
+    world.assert_replica_is(name, point)
+    assert world.catalogue.damages(ended.target) == []
+    cursor = world.cursor(name)
+    assert (cursor.state, cursor.base, cursor.targets) == ("committed", point, ())
+    assert world.state(pair.replica_name, "dr").snapshots, "sealed again"
+    assert check(world, name).state is RunState.SUCCEEDED
+    world.scribble(name, 3)
+    after = str(world.backup(name).point)
+    assert world.sync(name).outcome == "succeeded"
+    world.assert_replica_is(name, after)
+
+
+@pytest.mark.parametrize("step", ["verify.found", "cursor.applying", "slice.written", "commit.after", "verify.mended"])
+def test_a_repair_killed_at_a_step_goes_on(world: World, step: str) -> None:
+    name = f"vk-{step.replace('.', '-')}"
+    point = grown(world, name)
+    rot(base(world, name), 2 * MIB)
+    rot(base(world, name), 7 * MIB)
+    run, _ = verify.request(world.here, world.pair(name), repair=True)
+    killed_at(world, run, step)
+    if step == "slice.written":  # given up: the next sync needs no compare, and what is rotten stays on record
+        world.give_up(run.id)
+        world.scribble(name, 9)
+        point = str(world.backup(name).point)
+        planned = world.plan(name)
+        assert {disk.mode for disk in planned.disks} <= {"delta", "nothing"}
+        world.sync(name)
+        check(world, name, repair=True)
+    else:
+        verify.run(world.here, run.id)
+    world.assert_replica_is(name, point)
+    assert world.catalogue.damages() == []
+
+
+def test_what_is_no_rot_is_left_alone(world: World) -> None:
+    name = "usedup"
+    world.make_vm(name, 4 * MIB)
+    world.scribble(name, 1)
+    world.backup(name)
+    with pytest.raises(Refused, match="no replica yet"):
+        check(world, name)
+    run = world.request_sync(name)
+    killed_at(world, run, "slice.written")
+    with pytest.raises(Refused, match=f"the sync {run.id} is at work"):
+        verify.request(world.here, world.pair(name))
+    world.give_up(run.id)
+    with pytest.raises(Refused, match="stopped half way"):
+        check(world, name)
+    world.sync(name)
+    vm = world.vm(world.pair(name).replica_name, "dr")
+    world.target.wait(vm.PowerOnVM_Task())
+    world.dr.control(guestWrite={"VM": world.pair(name).replica_name, "Disk": 0, "Offset": 4096, "Hex": "ab" * 4096})
+    world.target.wait(vm.PowerOffVM_Task())
+    held = world.replica_bytes(name)
+    rot(base(world, name), 0)
+    for repair in (False, True):
+        with pytest.raises(Touched, match="production may have run on it"):
+            check(world, name, repair=repair)
+    assert world.catalogue.damages() == [] and world.replica_bytes(name) == held
+
+
+def test_a_verification_says_nothing_of_how_syncs_go(world: World) -> None:
+    """A failed sync stays the news, and a good verification is no reason to forget it (nor the other way round)."""
+    name = "apart"
+    grown(world, name)
+    target = check(world, name).target
+    assert [each.run.kind for each in world.catalogue.latest_ended(target)] == ["sync"]
+    rot(base(world, name), 0)
+    with pytest.raises(ValidationFailed):
+        check(world, name)
+    (last,) = world.catalogue.latest_ended(target)
+    assert (last.run.kind, last.failures) == ("sync", 0)
+
+
+def test_a_damaged_store_is_no_finding_about_the_replica(world: World) -> None:
+    """Where the store can not be read nothing is compared, and that is said; all else is."""
+    name = "torn"
+    point = grown(world, name)
+    pack = max((world.store.path / "packs").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(pack.read_bytes())
+    for offset in range(4096, len(data) - 8192, 4096):
+        data[offset] ^= 1
+    pack.write_bytes(data)
+    rot(base(world, name), 1 * MIB)
+    run, _ = verify.request(world.here, world.pair(name))
+    with pytest.raises((StoreDamaged, ValidationFailed)):
+        verify.run(world.here, run.id)
+    ended = world.catalogue.run(run.id)
+    assert any(pack.name in reason and "could not be compared" in reason for reason in ended.reasons)
+    assert world.catalogue.scrubs() == {}, "it was not whole"
+    assert point in str(ended.reasons)
+
+
+def test_the_time_of_a_message_is_short(make_world: Any) -> None:
+    """It yields at its limit, and goes on where it was."""
+    world: World = make_world(tuning={"slice_time": "1s"})
+    name = "long"
+    point = grown(world, name)
+    rot(base(world, name), 6 * MIB)
+    tuning = world.settings.tuning.model_copy(update={"slice_time": "0s"})
+    hasty = Here(world.settings.model_copy(update={"tuning": tuning}), world.catalogue)
+    run, _ = verify.request(world.here, world.pair(name), repair=True)
+    messages = 0
+    while world.catalogue.run(run.id).live:
+        report = verify.run(hasty, run.id)
+        messages += 1
+        assert messages < 20
+    assert report.outcome == "repaired" and messages > 2
+    world.assert_replica_is(name, point)

@@ -1,0 +1,93 @@
+"""Which part of a replica, or of a store, is to be compared by now so that all of it is in its turn. Pure.
+
+A day has one slot, at a time of day of the target's own, so that the load is spread. From the slot at which a round
+begins, each makes a further share due; what was missed meanwhile (no worker, a vCenter away) is still due, so a round
+of share s is over after 1/s days, or as soon as workers can. The next one begins at the slot after its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from workers import due
+from workers.settings import Schedule
+
+DAILY = Schedule(every="1d", jitter="1d")
+DAY = timedelta(days=1)
+
+#: a round's borders lie at multiples of this: a restore point's blocks and a file system's pages are not cut
+STEP = 1 << 20
+
+
+class Round(Protocol):
+    """How far it has come: workers.catalogue.Scrub."""
+
+    @property
+    def began(self) -> datetime: ...
+    @property
+    def ended(self) -> datetime | None: ...
+    @property
+    def part(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def covered(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+def share_due(share: float, began: datetime, who: str, now: datetime) -> float:
+    """The part of everything, 0 to 1, that a round which began then has compared by now."""
+    first, last = due.slot(DAILY, who, began), due.slot(DAILY, who, now)
+    days = (last - first) // DAY if first is not None and last is not None else 0
+    return min(1.0, share * (1 + max(0, days)))
+
+
+def is_due(share: float, known: Round | None, since: datetime, who: str, now: datetime) -> bool:
+    """Whether something is to be compared now. `since`: when there was something to compare for the first time."""
+    if share <= 0:
+        return False
+    if known is None or known.ended is not None:
+        slot = due.slot(DAILY, who, now)
+        return slot is not None and slot > (since if known is None or known.ended is None else known.ended)
+    return covered_by(share_due(share, known.began, who, now), known.total) > known.covered
+
+
+def covered_by(part: float, total: int) -> int:
+    """Bytes: a part of everything, never less than it says."""
+    if part >= 1:
+        return total
+    return min(total, -(-int(total * part) // STEP) * STEP)
+
+
+def scope(
+    disks: Sequence[tuple[str, int]], known: Round | None, part: float
+) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """What of each disk is to be compared now, from where the round stands up to `part` of everything.
+
+    Disk -> (start, end), and the bytes that are covered before it, and in all. `disks`: id and capacity. They have one
+    order, by id: one that was added in the middle of a round, before the place where that stands, has its turn in the
+    next.
+    """
+    ordered = sorted(disks)
+    total = sum(size for _, size in ordered)
+    at = (known.part, known.offset) if known is not None and known.ended is None else ("", 0)
+    before = sum(size if disk < at[0] else min(at[1], size) if disk == at[0] else 0 for disk, size in ordered)
+    wanted, passed, found = covered_by(part, total), 0, dict[str, tuple[int, int]]()
+    for disk, size in ordered:
+        start, end = max(0, before - passed), min(size, wanted - passed)
+        if start < end:
+            found[disk] = (start, end)
+        passed += size
+    return found, before, total
+
+
+def place(disks: Mapping[str, int], covered: int) -> tuple[str, int]:
+    """The disk and the offset at which so many bytes of all, in their order, are covered."""
+    for disk, size in sorted(disks.items()):
+        if covered < size:
+            return disk, covered
+        covered -= size
+    return (max(disks), disks[max(disks)]) if disks else ("", 0)

@@ -1,0 +1,74 @@
+"""Verify a VM's replica: every byte, or the part of a round that is due, against its sync point; mend what differs."""
+
+from __future__ import annotations
+
+from workers.errors import Refused
+from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
+from workers.replica_mend import MendedReplica
+from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
+from workers.replicate import StoredPoint, target_of
+from workers.run import Here, Live, OutOfTime, execute
+from workers.sync import sync
+
+
+def run(here: Here, run_id: str) -> RunReport:
+    """Do, or go on with, a verification. Raises `ValidationFailed` where it found what it is not to mend."""
+    return execute(here, run_id, _verify)
+
+
+def request(here: Here, pair: Pair, *, repair: bool = False) -> tuple[Run, bool]:
+    """The run that compares all of the pair's replica, or the live one that does just that."""
+    memory = {REPAIR: "yes"} if repair else {}
+    run, made = _request(here, pair, Trigger.AD_HOC, None, memory)
+    same = run.kind is RunKind.VERIFY and SHARE not in run.memory and (REPAIR in run.memory) == repair
+    if not made and not same:
+        raise Refused(
+            f"the {run.kind} {run.id} is at work on the replica {pair.replica_name} just now; nothing was requested. "
+            f"Wait until it has ended (`understudy show {run.id}`), then ask again"
+        )
+    return run, made
+
+
+def request_part(here: Here, pair: Pair, slot: str, *, share: float, repair: bool) -> tuple[Run, bool]:
+    """The run that compares what of a round is due by now (workers/scrub.py). One for each slot."""
+    return _request(here, pair, Trigger.SCHEDULE, slot, {SHARE: str(share), **({REPAIR: "yes"} if repair else {})})
+
+
+def _request(here: Here, pair: Pair, trigger: Trigger, slot: str | None, memory: dict[str, str]) -> tuple[Run, bool]:
+    return here.catalogue.request_run(
+        RunKind.VERIFY,
+        target_of(pair.id),
+        vm=pair.vm,
+        site=pair.site,
+        trigger=trigger,
+        slot=slot,
+        pair=pair.id,
+        memory=memory,
+    )
+
+
+def _verify(live: Live) -> RunReport:
+    pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
+    if live.recall(MEND) is None:
+        report = _compare(live, VerifiedReplica(live, pair))
+        if live.recall(MEND) is None:
+            return report
+    target = MendedReplica(live, pair)
+    if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
+        return target.conclude()
+    return sync(StoredPoint(target.store, target.goal), target, live)
+
+
+def _compare(live: Live, target: VerifiedReplica) -> RunReport:
+    reason = target.nothing_new()
+    if reason is not None and live.run.trigger is Trigger.AD_HOC:
+        raise Refused(f"{reason}; `understudy status {live.run.vm}` says how it stands")
+    if reason is not None:
+        live.note(reason)
+        return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
+    try:
+        return sync(StoredPoint(target.store, target.goal), target, live)
+    except OutOfTime:
+        if SHARE not in live.run.memory:
+            raise
+        return target.stop_here()  # a sync that is due meanwhile goes first
