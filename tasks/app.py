@@ -130,6 +130,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
             "tasks.replicate",
             "tasks.restore",
             "tasks.pairs",
+            "tasks.verify",
             "tasks.dispatch",
             "tasks.maintenance",
         ],

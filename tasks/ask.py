@@ -13,15 +13,19 @@ from tasks import backup as backup_tasks
 from tasks import pairs as care
 from tasks import replicate as sync_tasks
 from tasks import show, tables
+from tasks import verify as verify_tasks
 from tasks.app import adhoc_queue, here
 from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
 from workers import dispatch, replicate
-from workers.errors import BrokerUnreachable, NotFound
+from workers.errors import BrokerUnreachable, NotFound, TargetBusy
 from workers.models import RunKind, RunState
 
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
 LOOK_FOR = 20
+
+#: seconds that a scheduled comparison has to come to its checkpoint and make room for a sync
+GIVES_WAY = 60
 
 #: how a run that is waited for may end without having done what was asked
 NOT_WELL = (RunState.FAILED, RunState.NEEDS_APPROVAL, RunState.STOPPED)
@@ -49,10 +53,21 @@ def sync(
     _known(vms)
 
     def ask(vm: str) -> list[Any]:
-        made = sync_tasks.request_runs(vm, discard_changes=discard_changes, full=full, targets=targets)
-        return _not_joined(made, full)
+        until = time.monotonic() + GIVES_WAY
+        while True:
+            try:
+                made = sync_tasks.request_runs(vm, discard_changes=discard_changes, full=full, targets=targets)
+                return _not_joined(made, full)
+            except TargetBusy:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.5)
 
     request(vms, ask, wait=wait, as_json=as_json)
+
+
+def verify(vms: Sequence[str], *, repair: bool, wait: bool, targets: Sequence[str] = (), as_json: bool) -> None:
+    request(vms, lambda vm: verify_tasks.request_runs(vm, repair=repair, targets=targets), wait=wait, as_json=as_json)
 
 
 def _not_joined(made: list[Any], full: str | None) -> list[Any]:

@@ -16,9 +16,14 @@ WORK = {
     RunKind.BACKUP: "understudy.backup.run",
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
+    RunKind.VERIFY: "understudy.verify.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
 }
+
+
+#: of a message that waits behind all others of its queue; kombu on Redis counts down from 0
+LAST = 9
 
 
 @app.task(name="understudy.dispatch", ignore_result=True)
@@ -67,6 +72,8 @@ def _send(run: Run, producer: Any, countdown: float | None) -> None:
         queue=queue_of(run),
         countdown=countdown,
         producer=producer,
+        # a scrub: whatever else is due at the site goes first
+        priority=LAST if run.kind is RunKind.VERIFY and run.trigger is Trigger.SCHEDULE else None,
     )
 
 

@@ -26,6 +26,7 @@ COLOURS = {
     State.RPO_BREACHED: "bold red",
     State.APPROVAL_NEEDED: "bold red",
     State.QUARANTINED: "bold red",
+    State.VALIDATION_FAILED: "bold red",
     State.QUEUED: "cyan",
     State.STARTING: "cyan",
     State.IN_PROGRESS: "cyan",

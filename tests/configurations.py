@@ -37,7 +37,7 @@ FULL: dict[str, Any] = {
     "groups": {
         "web": {
             "source": "prod", "vms": ["web-*"], "store": "main", "target": "dr", "quiesce": True,
-            "rpo": "4h", "full": "ask", "full_budget": "500GB",
+            "rpo": "4h", "full": "ask", "full_budget": "500GB", "scrub": 0.1, "scrub_repair": True,
             "keep": {
                 "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
             },

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from workers import backup, due, quarantine, replicate
+from workers import backup, due, quarantine, replicate, scrub, verify
 from workers.destination import governing, of_member
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
@@ -158,17 +158,25 @@ def request_sync(
     full: str | None = None,
 ) -> tuple[Run, bool]:
     """The live sync run of this pair, or a new one. `discard`: a person gave up what others changed on the replica.
-    `full`: why every block is compared."""
-    return here.catalogue.request_run(
-        RunKind.SYNC,
-        replicate.target_of(pair.id),
-        vm=pair.vm,
-        site=pair.site,
-        trigger=trigger,
-        slot=slot,
-        pair=pair.id,
-        memory={**({"discard": "yes"} if discard else {}), **({"full": full} if full else {})},
-    )
+    `full`: why every block is compared. Raises `TargetBusy` when somebody asks while the replica is being compared."""
+
+    def ask() -> tuple[Run, bool]:
+        return here.catalogue.request_run(
+            RunKind.SYNC,
+            replicate.target_of(pair.id),
+            vm=pair.vm,
+            site=pair.site,
+            trigger=trigger,
+            slot=slot,
+            pair=pair.id,
+            memory={**({"discard": "yes"} if discard else {}), **({"full": full} if full else {})},
+        )
+
+    run, made = ask()
+    if run.kind is RunKind.VERIFY and trigger is Trigger.AD_HOC:
+        verify.give_way(here, run)
+        run, made = ask()
+    return run, made
 
 
 def request_care(here: Here, pair: Pair, kind: RunKind, *, memory: Mapping[str, str]) -> tuple[Run, bool]:
@@ -199,7 +207,8 @@ class _Tick:
         self.now = now
         self.used = {kind: catalogue.used_slots(kind) for kind in (RunKind.BACKUP, RunKind.SYNC)}
         self.newest = {(p.store, p.vm): p.id for p in catalogue.newest_points()}
-        self.synced = {p.pair: p.point for p in catalogue.latest_sync_points()}
+        self.held_by = {p.pair: p for p in catalogue.latest_sync_points()}
+        self.scrubs = catalogue.scrubs()
         self.pairs = {(pair.source, pair.recovery_target): pair for pair in catalogue.pairs()}
         self.held = catalogue.holds()
         self.last = {each.run.target: each for each in catalogue.latest_ended(uncounted=quarantine.UNCOUNTED)}
@@ -223,6 +232,17 @@ class _Tick:
             if run.live:
                 self.live.add(target)
                 return
+
+    def compare(self, member: Member, pair: Pair) -> None:
+        """A part of the replica is compared, when that is due and nothing else of it is."""
+        target, group = replicate.target_of(pair.id), member.group
+        held, known = self.held_by.get(pair.id), self.scrubs.get(target)
+        if held is None or target in self.live or self._turn(target)[0] is not Turn.GO:
+            return
+        if scrub.is_due(group.scrub, known, held.committed, pair.source, self.now):
+            slot = scrub.slot(known, pair.source, self.now)
+            run, made = verify.request_part(self.here, pair, slot, share=group.scrub, repair=group.scrub_repair)
+            self.fresh += [run] if made else []
 
     def _turn(self, target: str) -> tuple[Turn, str]:
         held = {str(kind): said for kind, said in self.held.get(target, {}).items()}
@@ -253,9 +273,11 @@ def _due_of(tick: _Tick, member: Member) -> None:
         return
     point, target = tick.newest.get((group.store, uuid)), replicate.target_of(pair.id)
     slots = _slots(group.replicate.schedule, uuid, tick.used[RunKind.SYNC].get(target), tick.now)
-    if group.replicate.after_backup and point is not None and tick.synced.get(pair.id) != point:
+    held = tick.held_by.get(pair.id)
+    if group.replicate.after_backup and point is not None and (held is None or held.point != point):
         slots.append((Trigger.AFTER_BACKUP, after(point)))
     tick.start(target, lambda trigger, slot: request_sync(tick.here, pair, trigger, slot), slots)
+    tick.compare(member, pair)
 
 
 def _slots(schedule: Schedule | None, uuid: str, last: str | None, now: datetime) -> list[tuple[Trigger, str]]:

@@ -5,6 +5,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── VcenterUnreachable      no answer, a dropped connection, a session that could not be renewed
 │   ├── TaskStillRunning        vCenter works on it; come back with its moref
 │   ├── DiskBusy                somebody holds a lock on a disk's range
+│   ├── TargetBusy              the replica is being compared; that ends first
 │   ├── BrokerUnreachable       Redis does not answer
 │   └── CatalogueUnreachable    the catalogue's database does not answer
 ├── NeedsCompare                what changed is not known: read and compare, never skip
@@ -59,6 +60,10 @@ class TaskStillRunning(Transient):
 
 class DiskBusy(Transient):
     family = "disk busy"
+
+
+class TargetBusy(Transient):
+    family = "target busy"
 
 
 class BrokerUnreachable(Transient):

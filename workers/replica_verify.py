@@ -293,7 +293,7 @@ def differs(name: str, vm: str, found: Sequence[Damage], files: Mapping[str, str
     """What differs, in a sentence for people: some of the ranges, and how much in all."""
     granules = sum(each.granules for each in found)
     some = ", ".join(
-        f"{each.label} ({files.get(each.disk, 'its file is gone')}) bytes {each.start} to {each.end}"
+        f"{each.label}{f' ({files[each.disk]})' if each.disk in files else ''} bytes {each.start} to {each.end}"
         for each in found[:MOST_NAMED]
     )
     more = f" and {len(found) - MOST_NAMED} more ranges" if len(found) > MOST_NAMED else ""

@@ -55,6 +55,16 @@ def is_due(share: float, known: Round | None, since: datetime, who: str, now: da
     return covered_by(share_due(share, known.began, who, now), known.total) > known.covered
 
 
+def slot(known: Round | None, who: str, now: datetime) -> str:
+    """The name of a part that is due: one try a day at each place, so that what fails does not fail every few seconds.
+
+    It is about a place, not about a time: a part that ended early, for a sync was due, is followed by the next at once.
+    """
+    today = due.slot(DAILY, who, now)
+    place = f"{known.began:%Y%m%dT%H%M%S} {known.covered}" if known is not None and known.ended is None else "begin"
+    return f"{due.slot_name(today or now)} {place}"
+
+
 def covered_by(part: float, total: int) -> int:
     """Bytes: a part of everything, never less than it says."""
     if part >= 1:

@@ -28,12 +28,20 @@ class State(StrEnum):
     DISABLED = "disabled"
     APPROVAL_NEEDED = "approval needed"
     TOUCHED = "touched"
+    VALIDATION_FAILED = "validation failed"
     QUARANTINED = "quarantined"
     FAILED = "failed"
 
 
 #: somebody should look; the worst first
-PROBLEMS = (State.TOUCHED, State.QUARANTINED, State.FAILED, State.APPROVAL_NEEDED, State.RPO_BREACHED)
+PROBLEMS = (
+    State.TOUCHED,
+    State.VALIDATION_FAILED,
+    State.QUARANTINED,
+    State.FAILED,
+    State.APPROVAL_NEEDED,
+    State.RPO_BREACHED,
+)
 
 
 class Status(Model):
@@ -97,11 +105,12 @@ def status(
     held: Mapping[str, Held] | None = None,
     rpo: float | None = None,
     tuning: Tuning | None = None,
+    damage: str = "",
 ) -> Status:
     """The status of a pair, or without one of a VM's backups. `live` and `last` are the runs of that very target.
 
     What is being done comes first, then what a person decided or has to decide, then how the data stand. `held`: by
-    kind, what people said; `rpo`: seconds, the age that the data may reach.
+    kind, what people said; `rpo`: seconds, the age that the data may reach; `damage`: what a comparison found.
     """
     holds, of = (newest if pair is None else synced), "newest restore point" if pair is None else "replica"
     lag = None if holds is None else max(0.0, (now - holds.data_time).total_seconds())
@@ -110,7 +119,9 @@ def status(
         state, sentence = _live(live, now)
     else:
         found = _decided(held or {}) or _ended(last, held or {}, tuning or Tuning(), now)
-        state, sentence = found or (_settled(pair, newest, synced), "")
+        state, sentence = found or (State.VALIDATION_FAILED if damage else _settled(pair, newest, synced), "")
+    if damage:
+        sentence = f"{sentence}; {damage}" if sentence else damage
     if late is not None and rpo is not None:
         words = (
             f"the data of its {of} is {_age(lag)} old, {_age(late)} more than the RPO of {_age(rpo)} allows"

@@ -8,12 +8,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from workers import backup, dispatch, quarantine, replicate
-from workers.catalogue import Ended, HoldKind, KnownVm, PointSummary
-from workers.errors import BadInput, NotFound
+from workers.catalogue import Damage, Ended, HoldKind, KnownVm, PointSummary, Scrub
+from workers.errors import BadInput, NotFound, ValidationFailed
 from workers.grace import farewell
 from workers.members import Roll
 from workers.models import Model, Pair, Run, RunKind, SyncPoint
 from workers.replica_held import BACK_TO
+from workers.replica_verify import differs
 from workers.run import Here
 from workers.settings import seconds
 from workers.state import PROBLEMS, State, Status, status
@@ -38,6 +39,10 @@ class Protected(Model):
     live: tuple[Run, ...]
     last_backup: Ended | None
     last_sync: Ended | None
+    #: how far the replica was compared with its sync point, and where it differs
+    scrub: Scrub | None = None
+    damages: tuple[Damage, ...] = ()
+    last_verify: Run | None = None
     #: what concerns the VM itself: gone from its vCenter, under no policy any more
     remark: str = ""
 
@@ -60,6 +65,9 @@ class Protected(Model):
         for label, part in (("backup", self.backup), ("sync", self.sync)):
             if part is not None and part.sentence:
                 yield f"{label}: {part.sentence}"
+        checked = self.last_verify
+        if checked is not None and checked.family not in (None, ValidationFailed.family):
+            yield f"verify: {checked.error}"
         if self.remark:
             yield self.remark
 
@@ -79,6 +87,11 @@ class _Known:
         ended = catalogue.latest_ended(uncounted=quarantine.UNCOUNTED)
         self.last = {each.run.target: each for each in ended}
         self.held = catalogue.holds()
+        self.scrubs = catalogue.scrubs()
+        self.verified = catalogue.latest_verifications()
+        self.damages: dict[str, list[Damage]] = {}
+        for each in catalogue.damages():
+            self.damages.setdefault(each.target, []).append(each)
         self.groups = here.settings.groups
         self.tuning = here.settings.tuning
 
@@ -97,7 +110,12 @@ class _Known:
             held={str(kind): said for kind, said in self.held.get(target, {}).items()},
             rpo=min(map(seconds, limits), default=None),
             tuning=self.tuning,
+            damage=self._damage(pair, target),
         )
+
+    def _damage(self, pair: Pair | None, target: str) -> str:
+        found = self.damages.get(target)
+        return differs(pair.replica_name, pair.vm, found, {}) if pair is not None and found else ""
 
 
 def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
@@ -159,6 +177,9 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         live=tuple(live),
         last_backup=known.last.get(chain),
         last_sync=known.last.get(fenced),
+        scrub=known.scrubs.get(fenced),
+        damages=tuple(known.damages.get(fenced, [])),
+        last_verify=known.verified.get(fenced),
         remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)) or remark,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.errors import Refused
+from workers.errors import Refused, TargetBusy
 from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
 from workers.replica_mend import MendedReplica
 from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
@@ -32,6 +32,21 @@ def request(here: Here, pair: Pair, *, repair: bool = False) -> tuple[Run, bool]
 def request_part(here: Here, pair: Pair, slot: str, *, share: float, repair: bool) -> tuple[Run, bool]:
     """The run that compares what of a round is due by now (workers/scrub.py). One for each slot."""
     return _request(here, pair, Trigger.SCHEDULE, slot, {SHARE: str(share), **({REPAIR: "yes"} if repair else {})})
+
+
+def give_way(here: Here, run: Run) -> None:
+    """Somebody asks for a sync: a scheduled part ends now, at once or at its checkpoint, and is due again later.
+
+    Raises `TargetBusy` while the run lives.
+    """
+    if SHARE in run.memory:
+        run = here.catalogue.ask_to_stop(run.id, "a sync was asked for; what is left of this part is compared later")
+    if run.live:
+        when = "ends at its next checkpoint" if SHARE in run.memory else "was asked for, too"
+        raise TargetBusy(
+            f"the replica of {run.vm} is being compared just now by run {run.id}, which {when}; nothing was requested. "
+            f"Ask again when it has ended (`understudy show {run.id}`); `understudy pause {run.vm} --now` ends it"
+        )
 
 
 def _request(here: Here, pair: Pair, trigger: Trigger, slot: str | None, memory: dict[str, str]) -> tuple[Run, bool]:

@@ -1,19 +1,19 @@
-"""Rot on a replica is found, named and mended; what is no rot is left alone. Judged byte for byte by the content log."""
+"""Rot on a replica is found, named and mended; what is no rot is left alone. Judged byte for byte."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World, flat
-from workers import verify
-from workers.errors import Refused, StoreDamaged, Touched, ValidationFailed
-from workers.models import Run, RunState
-from workers.run import Here
-from workers.transfer import copy  # noqa: F401  (what a repair writes is counted below)
+from workers import dispatch, replicate, status, verify
+from workers.errors import NotFound, Refused, StoreDamaged, TargetBusy, Touched, ValidationFailed
+from workers.models import Run, RunKind, RunState, Trigger
 
 GRANULE = 4096
 
@@ -94,7 +94,16 @@ def test_rot_is_found_named_and_mended_with_just_what_differs(world: World) -> N
     world.assert_replica_is(name, after)
 
 
-@pytest.mark.parametrize("step", ["verify.found", "cursor.applying", "slice.written", "commit.after", "verify.mended"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "slice.written",
+        *(
+            pytest.param(step, marks=pytest.mark.slow)
+            for step in ("verify.found", "cursor.applying", "own.before", "commit.after", "verify.mended")
+        ),
+    ],
+)
 def test_a_repair_killed_at_a_step_goes_on(world: World, step: str) -> None:
     name = f"vk-{step.replace('.', '-')}"
     point = grown(world, name)
@@ -175,19 +184,109 @@ def test_a_damaged_store_is_no_finding_about_the_replica(world: World) -> None:
     assert point in str(ended.reasons)
 
 
-def test_the_time_of_a_message_is_short(make_world: Any) -> None:
+def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It yields at its limit, and goes on where it was."""
-    world: World = make_world(tuning={"slice_time": "1s"})
     name = "long"
     point = grown(world, name)
     rot(base(world, name), 6 * MIB)
-    tuning = world.settings.tuning.model_copy(update={"slice_time": "0s"})
-    hasty = Here(world.settings.model_copy(update={"tuning": tuning}), world.catalogue)
+    monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
     run, _ = verify.request(world.here, world.pair(name), repair=True)
     messages = 0
     while world.catalogue.run(run.id).live:
-        report = verify.run(hasty, run.id)
+        report = verify.run(world.here, run.id)
         messages += 1
         assert messages < 20
     assert report.outcome == "repaired" and messages > 2
+    world.assert_replica_is(name, point)
+
+
+def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(make_world: Callable[..., World]) -> None:
+    world = make_world(scrub=0.25, group=["backup = { every = '1d' }"])
+    name = "scrubbed"
+    grown(world, name)  # 12 MiB in two disks
+    pair, now = world.pair(name), world.catalogue.now()
+    target = f"pair:{pair.id}"
+
+    def tick(days: float) -> list[Run]:
+        return [r for r in dispatch.dispatch(world.here, now + timedelta(days=days)) if r.target == target]
+
+    world.scribble(name, 5)
+    newest = str(world.backup(name).point)
+    (first,) = tick(1)
+    assert first.kind is RunKind.SYNC, "what is due of the replica goes first"
+    assert tick(1) == []
+    replicate.run(world.here, first.id)
+    world.assert_replica_is(name, newest)
+
+    last = base(world, name, 1)
+    rot(last, MIB)
+    ends = []
+    for day in range(2, 7):
+        made = tick(day)
+        assert len(made) <= 1 and tick(day) == []
+        for run in made:
+            assert (run.kind, run.trigger) == (RunKind.VERIFY, Trigger.SCHEDULE)
+            # The round's clock is the catalogue's: there these days have not passed, so the place is moved by hand.
+            _let_days_pass(world, target, day - 2)
+            try:
+                verify.run(world.here, run.id)
+            except ValidationFailed:
+                ends.append(day)
+        if (known := world.catalogue.scrubs()[target]).ended is not None:
+            break
+    assert known.covered == known.total == 12 * MIB and known.whole_ended is not None
+    assert len(ends) == 1, "found when its turn came"
+    (line,) = status.overview(world.here, [name])
+    assert line.state == "validation failed" and line.problem
+    assert "1 granule of 4 KiB" in " ".join(line.troubles) and "--repair" in " ".join(line.troubles)
+    with pytest.raises(NotFound):
+        status.overview(world.here, ["nobody"])
+    check(world, name, repair=True)
+    (line,) = status.overview(world.here, [name])
+    assert line.state == "in sync" and not line.problem
+    world.assert_replica_is(name, newest)
+
+
+def _let_days_pass(world: World, target: str, days: int) -> None:
+    with world.catalogue.write() as conn:
+        conn.execute(
+            sa.text("update scrubs set began = datetime(:now, :back) where target = :target and ended is null"),
+            {"now": str(world.catalogue.now().replace(tzinfo=None)), "back": f"-{days} days", "target": target},
+        )
+
+
+def test_a_sync_that_is_asked_for_does_not_wait_for_the_scrub(make_world: Callable[..., World]) -> None:
+    world = make_world(scrub=1)
+    name = "hurried"
+    point = grown(world, name)
+    pair = world.pair(name)
+    part, _ = verify.request_part(world.here, pair, "one", share=1, repair=False)
+    run = world.request_sync(name)
+    assert run.kind is RunKind.SYNC and world.catalogue.run(part.id).state is RunState.STOPPED
+    replicate.run(world.here, run.id)
+    part, _ = verify.request_part(world.here, pair, "two", share=1, repair=False)
+    killed_at(world, part, "verify.locked")
+    claimed = world.catalogue.claim(part.id, "somebody", 60)
+    assert claimed is not None
+    with pytest.raises(TargetBusy, match="ends at its next checkpoint"):
+        world.request_sync(name)
+    world.expire_lease(part)
+    assert verify.run(world.here, part.id).outcome == "stopped"
+    assert world.request_sync(name).kind is RunKind.SYNC
+    world.give_up(world.request_sync(name).id)
+    whole, _ = verify.request(world.here, pair)
+    with pytest.raises(TargetBusy, match="was asked for, too"):
+        world.request_sync(name)
+    verify.run(world.here, whole.id)
+    world.assert_replica_is(name, point)
+
+
+def test_the_scrub_mends_where_the_policy_says_so(world: World) -> None:
+    name = "mends"
+    point = grown(world, name)
+    rot(base(world, name), 0)
+    rot(base(world, name, 1), 0)
+    run, _ = verify.request_part(world.here, world.pair(name), "one", share=1, repair=True)
+    assert verify.run(world.here, run.id).outcome == "repaired"
+    assert world.catalogue.run(run.id).written == 2 * GRANULE
     world.assert_replica_is(name, point)

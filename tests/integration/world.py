@@ -131,11 +131,12 @@ class World:
                 *(f'{ds} = "{vcenter.datastores / ds}"' for ds in ("ds1", "ds2")),
             ]
         lines += [
-            '[stores.main]\npath = "store"',
+            f'[stores.main]\npath = "store"\nscrub = {changes.get("scrub", 0)}',
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
             f'[groups.all]\nsource = "prod"\nstore = "main"\ntarget = {json.dumps(changes.get("target", "recovery"))}',
             changes.get("who") or f"vms = {json.dumps(changes.get('vms', ['*']))}",
             f"keep = {changes.get('keep', '{ last = 50 }')}",
+            f"scrub = {changes.get('scrub', 0)}",  # what is due must not depend on the time of day
             *changes.get("group", ()),
             *changes.get("more", ()),
         ]

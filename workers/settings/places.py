@@ -57,6 +57,8 @@ class StoreSettings(Model):
     compact_below: float = Field(default=0.5, ge=0, le=0.95)
     #: bytes a second that a compaction reads and writes at most; none = no limit
     compact_rate: Size | None = None
+    #: share of the store that is read and checked a day: 0.02 = all of it in 50 days; 0 = never
+    scrub: float = Field(default=0.02, ge=0, le=1)
 
 
 class RecoveryTarget(Model):

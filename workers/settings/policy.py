@@ -147,6 +147,10 @@ class Group(Model):
     full: Literal["allow", "ask", "never"] = "allow"
     #: more bytes than this are never read or compared in full without approval, not even the first time
     full_budget: Size | None = None
+    #: share of each replica that is compared with its sync point a day: 0.02 = all of it in 50 days; 0 = never
+    scrub: float = Field(default=0.02, ge=0, le=1)
+    #: whether what such a comparison finds is mended by itself
+    scrub_repair: bool = False
     #: what is different for one VM, by its name
     overrides: dict[str, VmOverride] = Field(default_factory=dict)
 
