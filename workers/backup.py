@@ -144,7 +144,7 @@ class Chain:
         self.writer = writer
         self.point = point
         self.parent = parent
-        self._before = {d.disk.id: d for d in parent.disks} if parent else {}
+        self._before = {d.disk.id: d for d in parent.disks if not store.suspect(parent, d.disk.id)} if parent else {}
         self._how: dict[str, tuple[BackupMode, str]] = {}
         self._samples: dict[str, Extents] = {}
         self._pending: list[Slice] = []
@@ -179,6 +179,8 @@ class Chain:
             reader.close()
         if self.parent is None or before is None:
             why = "first backup of this VM" if self.parent is None else "the disk is new since the parent point"
+            if self.parent is not None and any(part.disk.id == disk.id for part in self.parent.disks):
+                why = f"what {self.parent.id} has of it is damaged in the store, so nothing is taken from there"
             self._decide(disk, "full", why)
             return allocated
         known = self.live.recall(f"compare {disk.id}")

@@ -106,9 +106,9 @@ def safe(part: str, what: str) -> str:
 
 def damaged(path: Path, what: str) -> StoreDamaged:
     return StoreDamaged(
-        f"{path} is damaged: {what}. Nothing of it was used. Put the file back from a copy of the "
-        f"store. Without a copy, configure a new store (stores.NAME.path) and run `understudy init`: the next backups "
-        f"go there and are full"
+        f"{path} is damaged: {what}. Nothing of it was used. Put the file back from a copy of the store. Without a "
+        f"copy, `understudy store verify --deep` says which restore points are lost, and has the next backups store "
+        f"anew what is needed of it"
     )
 
 

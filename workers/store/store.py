@@ -24,11 +24,12 @@ from workers.store.prune import Pruner, PruneReport
 from workers.store.read import DiskReader
 from workers.store.readers import Readers, Reading
 from workers.store.stats import Figures, figures
-from workers.store.verify import verify
+from workers.store.suspects import Suspects
+from workers.store.verify import Verifier, suspect
 from workers.store.write import StoreWriter
 from workers.store.writers import Writers
 
-_FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction")
+_FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction", "suspects")
 
 
 class Store:
@@ -47,6 +48,7 @@ class Store:
         self._pins = Pins(path / "pins", self._points)
         self._writers = Writers(path / "writers")
         self._readers = Readers(path / "readers")
+        self._suspects = Suspects(path / "suspects")
         self._reading: Reading | None = None
         self._lock = threading.Lock()
         self._pruner = Pruner(
@@ -159,7 +161,7 @@ class Store:
                 packs=self._packs,
                 points=self._points,
                 writers=self._writers,
-                avoid=self._pruner.buried() | self._compactor.emptied(),
+                avoid=self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
                 note=note,
             )
 
@@ -208,8 +210,17 @@ class Store:
 
     def verify(self, deep: bool = False, vm: str | None = None) -> list[str]:
         """What is damaged, in sentences: of all restore points, or of one VM's."""
+        return self.verifier().whole(deep=deep, vm=vm)
+
+    def verifier(self) -> Verifier:
+        """For a verification in parts. It marks what packs are damaged."""
         self._enter()
-        return verify(self.path, maps=self._maps, packs=self._packs, points=self._points, deep=deep, vm=vm)
+        return Verifier(self.path, maps=self._maps, packs=self._packs, points=self._points, suspects=self._suspects)
+
+    def suspect(self, point: RestorePoint, disk: str) -> bool:
+        """Whether a verification found a pack damaged to which this disk of the point refers."""
+        packs = self._suspects.all()
+        return bool(packs) and suspect(point, self._maps, packs, disk)
 
     def stats(self, *, below: float = 0.5, by_vm: bool = False) -> Figures:
         """Its figures, without reading any blob; `below` is from where on packs are compacted."""
