@@ -114,7 +114,7 @@ def test_verify_names_the_pack_and_says_what_to_do(filled: tuple[Store, list[Mem
     pack.write_bytes(data)
     assert Store.open(store.path).verify() == []
     problems = store_problems(store.path)
-    assert len(problems) == 1 and pack.name in problems[0] and "the next backups go there and are full" in problems[0]
+    assert len(problems) == 1 and pack.name in problems[0] and "The next backup of each of these VMs" in problems[0]
 
 
 def test_a_damaged_pack_that_was_moved_away_is_made_up_for(filled: tuple[Store, list[MemoryDisk]]) -> None:

@@ -89,6 +89,8 @@ class Store:
         try:
             data = json.loads(file.read_bytes())
             version, store_id = data["format"], data["id"]
+            if data.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
+                raise ValueError("its digest does not match")
         except (FileNotFoundError, NotADirectoryError) as err:
             raise NotFound(
                 f"there is no store at {path}: check the path and that it is mounted, or make one with "
@@ -241,11 +243,18 @@ def _create(path: Path) -> None:
     for name in _FOLDERS:
         (path / name).mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    store_id = secrets.token_hex(16)
     fresh = path / f".store.json.{secrets.token_hex(8)}"
-    files.write_new(fresh, files.to_json({"format": layout.FORMAT, "id": secrets.token_hex(16), "created": now}))
+    files.write_new(
+        fresh, files.to_json({"format": layout.FORMAT, "id": store_id, "check": _check(store_id), "created": now})
+    )
     # Two may create at once: the second finds the first one's store.
     with contextlib.suppress(FileExistsError):
         os.link(fresh, path / "store.json")
     files.remove(fresh)
     files.sync_folder(path)
     files.sync_folder(path.parent)
+
+
+def _check(store_id: object) -> str:
+    return layout.digest(str(store_id).encode())[:8].hex()

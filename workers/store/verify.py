@@ -1,4 +1,4 @@
-"""Verify: every manifest, map and trailer is checked; deep: every blob of every pack. Damage is named, with whom it concerns.
+"""Verify: every manifest, map and trailer is checked; deep: every blob of every pack. Damage has a name.
 
 Also blobs that no point needs are read: the dedup index would give one to the next backup that has its content.
 """
@@ -61,8 +61,8 @@ class Verifier:
                 point = self._points.read(vm, seq)
             except _PROBLEMS as err:
                 yield (
-                    f"{err}. It is a restore point of the VM {vm}, whose others do not need it: once it is moved out of "
-                    "the store they can be used again, and the next backup goes on from the newest of them"
+                    f"{err}. It is a restore point of the VM {vm}, whose others do not need it: once it is moved out "
+                    "of the store they can be used again, and the next backup goes on from the newest of them"
                 )
                 continue
             for name in sorted(segments(point) - seen) if point is not None else ():
