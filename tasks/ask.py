@@ -17,8 +17,8 @@ from tasks import verify as verify_tasks
 from tasks.app import adhoc_queue, here
 from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
-from workers import dispatch, replicate
-from workers.errors import BrokerUnreachable, NotFound, TargetBusy
+from workers import dispatch, replicate, store_scrub
+from workers.errors import BadInput, BrokerUnreachable, NotFound, TargetBusy
 from workers.models import RunKind, RunState
 
 #: seconds to wait for the sites to say whether they have a VM that nobody knows
@@ -68,6 +68,12 @@ def sync(
 
 def verify(vms: Sequence[str], *, repair: bool, wait: bool, targets: Sequence[str] = (), as_json: bool) -> None:
     request(vms, lambda vm: verify_tasks.request_runs(vm, repair=repair, targets=targets), wait=wait, as_json=as_json)
+
+
+def verify_stores(stores: Sequence[str], *, deep: bool, vm: str | None, wait: bool, as_json: bool) -> None:
+    if not deep or vm is not None:
+        raise BadInput("--on-worker reads everything: it goes with --deep, and without --vm; nothing was requested")
+    request(stores, lambda name: [store_scrub.request(here(), name)], wait=wait, as_json=as_json)
 
 
 def _not_joined(made: list[Any], full: str | None) -> list[Any]:

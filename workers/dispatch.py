@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from workers import backup, due, quarantine, replicate, scrub, verify
+from workers import backup, due, quarantine, replicate, scrub, store_scrub, verify
 from workers.destination import governing, of_member
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
@@ -257,6 +257,10 @@ def dispatch(here: Here, now: datetime) -> list[Run]:
             _due_of(tick, member)
         except UnderstudyError as err:  # one VM's trouble must not keep the others waiting
             log.error(str(err), vm=member.vm.identity.name, group=member.name)
+    try:
+        tick.fresh += store_scrub.due(here, now)
+    except UnderstudyError as err:
+        log.error(str(err))
     return tick.fresh
 
 

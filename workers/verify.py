@@ -1,7 +1,8 @@
-"""Verify a VM's replica: every byte, or the part of a round that is due, against its sync point; mend what differs."""
+"""Verify a VM's replica: every byte, or what is due, against its sync point; mend what differs. Or a store."""
 
 from __future__ import annotations
 
+from workers import store_scrub
 from workers.errors import Refused, TargetBusy
 from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
 from workers.replica_mend import MendedReplica
@@ -63,6 +64,8 @@ def _request(here: Here, pair: Pair, trigger: Trigger, slot: str | None, memory:
 
 
 def _verify(live: Live) -> RunReport:
+    if live.run.target.startswith("store:"):
+        return store_scrub.work(live)
     pair = live.here.catalogue.pair(live.run.target.removeprefix("pair:"))
     if live.recall(MEND) is None:
         report = _compare(live, VerifiedReplica(live, pair))

@@ -30,6 +30,7 @@ def status(
     """
     from tasks import tables
     from tasks.app import looking
+    from workers import store_scrub
     from workers.group import unprotected_in_words
     from workers.members import Roll
     from workers.status import Filter, ordered, overview, selected, summary
@@ -47,8 +48,8 @@ def status(
     )
     here, notices = looking()
     lines = ordered(selected(here, overview(here, vms or []), wanted), sort)
-    roll, whole = Roll(here), wanted == Filter() and not vms
-    for sentence in (*notices, *roll.concerns(here.catalogue.now())):  # beside the JSON, above the table
+    roll, whole, damaged = Roll(here), wanted == Filter() and not vms, store_scrub.concerns(here)
+    for sentence in (*notices, *damaged, *roll.concerns(here.catalogue.now())):  # beside the JSON, above the table
         show.complain(sentence)
     if json:
         show.as_json([{"state": line.state, "problem": line.problem, **line.model_dump(mode="json")} for line in lines])
@@ -57,7 +58,7 @@ def status(
         show.say(summary(lines))
         if whole and (outside := unprotected_in_words(roll)):
             show.say(outside)
-    if fail_on and any(line.problem for line in lines):
+    if fail_on and (damaged or any(line.problem for line in lines)):
         raise typer.Exit(1)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tasks import show
-from tasks.cli.application import Json, app
+from tasks.cli.application import Json, Wait, app
 
 store = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The stores: figures, damage, space.")
 
@@ -83,17 +83,28 @@ def store_stats(
 @store.command("verify")
 def store_verify(
     stores: Stores = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read and check every blob that a restore point needs.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read and check every blob of every pack.")] = False,
     vm: Annotated[str | None, typer.Option("--vm", help="Only the restore points of this VM.")] = None,
+    on_worker: Annotated[
+        bool, typer.Option("--on-worker", help="As a run at a worker of a site that backs up there; with --deep.")
+    ] = False,
+    wait: Wait = False,
     json: Json = False,
 ) -> None:
     """Check every manifest, map and trailer, and say what is damaged. Fails when anything is.
+
+    What is found is named with its file, its place in it and the restore points that are lost by it. With --deep a pack
+    that is damaged is marked, so that the next backups store anew what they need of it.
 
     Example: understudy store verify main --deep
     """
     from tasks import stores as tables
     from tasks.app import here
 
+    if on_worker:
+        from tasks import ask
+
+        return ask.verify_stores(tables.chosen(here(), stores), deep=deep, vm=vm, wait=wait, as_json=json)
     found = {name: tables.verified(here(), name, deep=deep, vm=vm) for name in tables.chosen(here(), stores)}
     if json:
         show.as_json(found)

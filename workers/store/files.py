@@ -162,6 +162,15 @@ def names(folder: Path, suffix: str = "") -> list[str]:
         return sorted(e.name for e in entries if e.name.endswith(suffix) and not e.name.startswith("."))
 
 
+def sizes(folder: Path, suffix: str = "") -> dict[str, int]:
+    """Bytes of each file; of one that goes meanwhile, nothing."""
+    found = {}
+    for name in names(folder, suffix):
+        with contextlib.suppress(FileNotFoundError):
+            found[name] = (folder / name).stat().st_size
+    return found
+
+
 def sweep(folder: Path) -> None:
     """Removes what a killed writer left under a hidden name. A live one notices that its rename finds nothing."""
     with os.scandir(folder) as entries:

@@ -219,6 +219,15 @@ class Store:
         self._enter()
         return Verifier(self.path, maps=self._maps, packs=self._packs, points=self._points, suspects=self._suspects)
 
+    def pack_sizes(self) -> dict[int, int]:
+        """Bytes of each pack that there is."""
+        folder = self._packs.folder
+        return {int(name.removesuffix(".pack"), 16): size for name, size in files.sizes(folder, ".pack").items()}
+
+    def manifest_sizes(self) -> dict[str, int]:
+        """Bytes of the manifests of each VM."""
+        return {vm: sum(files.sizes(self._points.root / vm, ".json").values()) for vm in self._points.vms()}
+
     def suspect(self, point: RestorePoint, disk: str) -> bool:
         """Whether a verification found a pack damaged to which this disk of the point refers."""
         packs = self._suspects.all()
