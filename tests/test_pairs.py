@@ -34,6 +34,7 @@ user = "u"
 password_env = "X"
 [stores.main]
 path = "store"
+scrub = 0
 [targets.near]
 site = "prod"
 datastore = "ds"
@@ -42,18 +43,21 @@ site = "dr"
 datastore = "ds"
 [groups.web]
 source = "prod"
+scrub = 0
 vms = ["web-*"]
 store = "main"
 target = "far"
 backup = { every = "1h", jitter = "none" }
 [groups.twice]
 source = "prod"
+scrub = 0
 vms = ["web-1"]
 store = "main"
 target = "near"
 full = "never"
 [groups.files]
 source = "prod"
+scrub = 0
 vms = ["file-*"]
 store = "main"
 backup = { every = "1h", jitter = "none" }

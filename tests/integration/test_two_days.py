@@ -46,11 +46,13 @@ user = "u"
 password_env = "X"
 [stores.main]
 path = "store"
+scrub = 0
 [targets.dr]
 site = "dr"
 datastore = "ds"
 [groups.web]
 source = "prod"
+scrub = 0
 vms = ["web-*"]
 store = "main"
 target = "dr"
@@ -59,6 +61,7 @@ rpo = "{rpo}"
 full = "ask"
 [groups.db]
 source = "prod"
+scrub = 0
 vms = ["db-*"]
 store = "main"
 target = "dr"
@@ -66,6 +69,7 @@ backup = {{ every = "8h" }}
 replicate = {{ after_backup = false, schedule = {{ every = "8h", jitter = "none" }} }}
 [groups.files]
 source = "prod"
+scrub = 0
 vms = ["file-*"]
 store = "main"
 backup = {{ cron = "30 1 * * *", timezone = "Europe/Berlin", jitter = "none" }}
