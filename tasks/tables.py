@@ -75,6 +75,22 @@ def status(lines: Sequence[Protected], *, everything: bool = True) -> None:
             show.say(f"{line.vm}: {trouble}")
 
 
+def compared(lines: Sequence[Protected]) -> None:
+    """When all of each replica was compared with its sync point, and how far the present round has come."""
+    for line in lines:
+        if line.pair is None or line.sync_point is None:
+            continue
+        known = line.scrub
+        text = "not every byte of the replica has been compared with a restore point yet"
+        if known is not None and known.whole_began is not None:
+            between = f"{show.moment(known.whole_began)} and {show.moment(known.whole_ended)} UTC"
+            text = f"every byte of the replica was compared with its restore point between {between}"
+        if known is not None and known.ended is None and known.total:
+            share = f"{100 * known.covered / known.total:.0f} %"
+            text += f"; the round that began at {show.moment(known.began)} UTC has come to {share}"
+        show.say(f"{line.vm}: {text}")
+
+
 def _latest(line: Protected) -> Run | None:
     """What ended last for this line: a failed backup is not hidden behind an older sync."""
     ended = [e.run for e in (line.last_backup, line.last_sync) if e is not None and e.run.ended is not None]

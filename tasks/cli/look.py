@@ -55,6 +55,8 @@ def status(
         show.as_json([{"state": line.state, "problem": line.problem, **line.model_dump(mode="json")} for line in lines])
     else:
         tables.status(lines, everything=whole)
+        if vms:
+            tables.compared(lines)
         show.say(summary(lines))
         if whole and (outside := unprotected_in_words(roll)):
             show.say(outside)

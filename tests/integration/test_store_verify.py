@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.forked import killed_at
 from tests.integration.realm import ASKED_ONLY, LOOK, Realm
 from tests.integration.test_verify import base, rot
 from tests.integration.world import MIB, World
@@ -113,7 +112,7 @@ def test_a_verification_of_a_whole_store_goes_on_after_its_worker_died(
         backup.run(world.here, world.request_backup(f"many-{number}").id)
     run, made = store_scrub.request(world.here, "main")
     assert made and run.site == "prod"
-    killed_at(world, run, "scrub.read")
+    world.killed_at(run, "scrub.read")
     assert world.catalogue.run(run.id).memory["at"].startswith("maps ")
     monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
     messages = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.integration.forked import killed_at
+from tasks import tables
 from tests.integration.world import MIB, World, flat
 from workers import dispatch, replicate, status, verify
 from workers.errors import NotFound, Refused, StoreDamaged, TargetBusy, Touched, ValidationFailed
@@ -110,7 +110,7 @@ def test_a_repair_killed_at_a_step_goes_on(world: World, step: str) -> None:
     rot(base(world, name), 2 * MIB)
     rot(base(world, name), 7 * MIB)
     run, _ = verify.request(world.here, world.pair(name), repair=True)
-    killed_at(world, run, step)
+    world.killed_at(run, step)
     if step == "slice.written":  # given up: the next sync needs no compare, and what is rotten stays on record
         world.give_up(run.id)
         world.scribble(name, 9)
@@ -133,7 +133,7 @@ def test_what_is_no_rot_is_left_alone(world: World) -> None:
     with pytest.raises(Refused, match="no replica yet"):
         check(world, name)
     run = world.request_sync(name)
-    killed_at(world, run, "slice.written")
+    world.killed_at(run, "slice.written")
     with pytest.raises(Refused, match=f"the sync {run.id} is at work"):
         verify.request(world.here, world.pair(name))
     world.give_up(run.id)
@@ -200,7 +200,9 @@ def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.Monkey
     world.assert_replica_is(name, point)
 
 
-def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(make_world: Callable[..., World]) -> None:
+def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(
+    make_world: Callable[..., World], capsys: pytest.CaptureFixture[str]
+) -> None:
     world = make_world(scrub=0.25, group=["backup = { every = '1d' }"])
     name = "scrubbed"
     grown(world, name)  # 12 MiB in two disks
@@ -234,9 +236,14 @@ def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(make_world: Calla
                 ends.append(day)
         if (known := world.catalogue.scrubs()[target]).ended is not None:
             break
+        halfway = status.overview(world.here, [name])
     assert known.covered == known.total == 12 * MIB and known.whole_ended is not None
     assert len(ends) == 1, "found when its turn came"
+    tables.compared(halfway)
+    assert f"has come to {100 * halfway[0].scrub.covered // (12 * MIB)} %" in capsys.readouterr().out
     (line,) = status.overview(world.here, [name])
+    tables.compared([line])
+    assert "every byte of the replica was compared with its restore point between" in capsys.readouterr().out
     assert line.state == "validation failed" and line.problem
     assert "1 granule of 4 KiB" in " ".join(line.troubles) and "--repair" in " ".join(line.troubles)
     with pytest.raises(NotFound):
@@ -265,7 +272,7 @@ def test_a_sync_that_is_asked_for_does_not_wait_for_the_scrub(make_world: Callab
     assert run.kind is RunKind.SYNC and world.catalogue.run(part.id).state is RunState.STOPPED
     replicate.run(world.here, run.id)
     part, _ = verify.request_part(world.here, pair, "two", share=1, repair=False)
-    killed_at(world, part, "verify.locked")
+    world.killed_at(part, "verify.locked")
     claimed = world.catalogue.claim(part.id, "somebody", 60)
     assert claimed is not None
     with pytest.raises(TargetBusy, match="ends at its next checkpoint"):
