@@ -152,19 +152,6 @@ def test_what_is_no_rot_is_left_alone(world: World) -> None:
     assert world.catalogue.damages() == [] and world.replica_bytes(name) == held
 
 
-def test_a_verification_says_nothing_of_how_syncs_go(world: World) -> None:
-    """A failed sync stays the news, and a good verification is no reason to forget it (nor the other way round)."""
-    name = "apart"
-    grown(world, name)
-    target = check(world, name).target
-    assert [each.run.kind for each in world.catalogue.latest_ended(target)] == ["sync"]
-    rot(base(world, name), 0)
-    with pytest.raises(ValidationFailed):
-        check(world, name)
-    (last,) = world.catalogue.latest_ended(target)
-    assert (last.run.kind, last.failures) == ("sync", 0)
-
-
 def test_a_damaged_store_is_no_finding_about_the_replica(world: World) -> None:
     """Where the store can not be read nothing is compared, and that is said; all else is."""
     name = "torn"
@@ -288,6 +275,7 @@ def test_a_sync_that_is_asked_for_does_not_wait_for_the_scrub(make_world: Callab
     world.assert_replica_is(name, point)
 
 
+@pytest.mark.slow
 def test_the_scrub_mends_where_the_policy_says_so(world: World) -> None:
     name = "mends"
     point = grown(world, name)
