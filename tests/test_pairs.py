@@ -13,28 +13,16 @@ import pytest
 import sqlalchemy as sa
 
 from tests.command import forgetting, run
-from workers import dispatch, holding, settings
-from workers.catalogue import Catalogue, HoldKind
+from tests.paired import configured, end, seen
+from workers import dispatch, holding
+from workers.catalogue import HoldKind
 from workers.errors import BadInput, NotFound, Refused
-from workers.models import Run, RunKind, RunState, Trigger, VmIdentity, VmSummary
+from workers.models import RunKind, RunState, Trigger
 from workers.run import Here
 from workers.state import State
 from workers.status import Filter, Protected, ordered, overview, selected, summary
 
-CONFIG = """
-redis = "redis://127.0.0.1:1/0"
-catalogue = "sqlite:///catalogue.db"
-[sites.prod]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "X"
-[sites.dr]
-vcenter = "127.0.0.1:2"
-user = "u"
-password_env = "X"
-[stores.main]
-path = "store"
-scrub = 0
+POLICY = """
 [targets.near]
 site = "prod"
 datastore = "ds"
@@ -69,27 +57,9 @@ ANN = {"who": "ann", "reason": "moving"}
 
 @pytest.fixture
 def here(tmp_path: Path) -> Here:
-    (tmp_path / "understudy.toml").write_text(CONFIG)
-    conf = settings.load(tmp_path / "understudy.toml")
-    made = Here(conf, Catalogue.create(conf.catalogue))
+    made = configured(tmp_path, POLICY)
     seen(made, "web-1", "web-2", "file-1")
     return made
-
-
-def seen(here: Here, *names: str) -> None:
-    given = {"site": "prod", "vcenter": "v", "bios_uuid": "b"}
-    here.catalogue.record_inventory(
-        "prod",
-        [
-            VmSummary(
-                identity=VmIdentity(**given, instance_uuid=f"uuid-{name}", moref=f"vm-{name}", name=name),
-                power="poweredOn",
-                template=False,
-                folder="",
-            )
-            for name in names
-        ],
-    )
 
 
 def meant(here: Here, *names: str, **more: Any) -> list[holding.Subject]:
@@ -98,12 +68,6 @@ def meant(here: Here, *names: str, **more: Any) -> list[holding.Subject]:
 
 def what(subjects: list[holding.Subject]) -> list[str]:
     return [str(subject) for subject in subjects]
-
-
-def fail(here: Here, run: Run, family: str = "transient", state: RunState = RunState.FAILED) -> None:
-    assert here.catalogue.claim(run.id, "me", 60)
-    error = "it broke" if state is RunState.FAILED else None
-    here.catalogue.finish(run.id, "me", state, error=error, family=family)
 
 
 # --- who is meant ---------------------------------------------------------------------------------------------------
@@ -145,7 +109,7 @@ def test_what_is_not_there_is_a_sentence(
 def due(here: Here, hours: float = 0) -> set[tuple[str, str]]:
     fresh = dispatch.dispatch(here, here.catalogue.now() + timedelta(hours=hours))
     for run_ in fresh:
-        fail(here, run_, state=RunState.SUCCEEDED)
+        end(here, run_, state=RunState.SUCCEEDED)
     return {(run_.vm, run_.kind) for run_ in fresh}
 
 
@@ -158,7 +122,7 @@ def test_a_pause_skips_the_schedule_and_not_a_person(here: Here) -> None:
     (member,) = dispatch.find(here, "file-1")
     asked, created = dispatch.request_backup(here, member, Trigger.AD_HOC)
     assert created
-    fail(here, asked, state=RunState.SUCCEEDED)
+    end(here, asked, state=RunState.SUCCEEDED)
     assert "paused by ann (moving)" in holding.resume(here, files).sentence
     assert due(here) == {("file-1", "backup")}, "what was missed is done once"
     assert not holding.resume(here, files).done
@@ -193,7 +157,7 @@ def test_what_fails_in_a_row_is_set_aside_probed_and_rejoins(here: Here) -> None
     seen(here, "file-1")
     for hour in range(3):
         (run_,) = dispatch.dispatch(here, here.catalogue.now() + timedelta(hours=hour))
-        fail(here, run_)
+        end(here, run_)
     last = here.catalogue.runs("file-1")[0].ended
     assert last is not None
     (line,) = overview(here)
@@ -201,12 +165,12 @@ def test_what_fails_in_a_row_is_set_aside_probed_and_rejoins(here: Here) -> None
     assert dispatch.dispatch(here, last + timedelta(minutes=59)) == [], "also a slot that is due"
     (probe,) = dispatch.dispatch(here, last + timedelta(minutes=61))
     assert dispatch.dispatch(here, last + timedelta(minutes=61)) == [], "two ticks, one probe"
-    fail(here, probe)
+    end(here, probe)
     again = here.catalogue.run(probe.id).ended
     assert again is not None
     assert dispatch.dispatch(here, again + timedelta(minutes=119)) == []
     (probe,) = dispatch.dispatch(here, again + timedelta(minutes=121))
-    fail(here, probe, state=RunState.SUCCEEDED)
+    end(here, probe, state=RunState.SUCCEEDED)
     assert overview(here)[0].state is State.NEVER_BACKED_UP and not overview(here)[0].problem
     assert len(dispatch.dispatch(here, again + timedelta(hours=9))) == 1, "its schedule goes on"
 
@@ -216,7 +180,7 @@ def test_a_probe_is_made_also_without_a_schedule(here: Here) -> None:
     (pair,) = (subject.pair for subject in meant(here, "web-2"))
     assert pair is not None
     run_, _ = dispatch.request_sync(here, pair, Trigger.AD_HOC)
-    fail(here, run_, "touched")
+    end(here, run_, "touched")
     due(here)
     now = here.catalogue.now()
     (probe,) = [r for r in dispatch.dispatch(here, now + timedelta(minutes=61)) if r.kind is RunKind.SYNC]
@@ -227,7 +191,7 @@ def test_resume_ends_a_quarantine_at_once(here: Here) -> None:
     seen(here, "file-1")
     for hour in range(3):
         (run_,) = dispatch.dispatch(here, here.catalogue.now() + timedelta(hours=hour))
-        fail(here, run_, "no space")
+        end(here, run_, "no space")
     (files,) = meant(here, "file-1", which="both")
     assert "quarantine (no space, 3 failed runs) is ended" in holding.resume(here, files).sentence
     (line,) = overview(here)
@@ -239,7 +203,7 @@ def test_an_outage_sets_nobody_aside(here: Here) -> None:
     seen(here, "file-1")
     for hour in range(6):
         (run_,) = dispatch.dispatch(here, here.catalogue.now() + timedelta(hours=hour))
-        fail(here, run_, "vcenter unreachable")
+        end(here, run_, "vcenter unreachable")
     assert overview(here)[0].state is State.FAILED
 
 
@@ -248,13 +212,13 @@ def test_only_what_waits_is_approved(here: Here) -> None:
     assert not holding.approve(here, near, **ANN).done
     assert near.pair is not None
     run_, _ = dispatch.request_sync(here, near.pair, Trigger.AD_HOC)
-    fail(here, run_, state=RunState.NEEDS_APPROVAL)
+    end(here, run_, state=RunState.NEEDS_APPROVAL)
     with pytest.raises(Refused, match='full = "never"'):
         holding.approve(here, near, **ANN)
     (files,) = meant(here, "file-1", which="backups")
     (member,) = dispatch.find(here, "file-1")
     run_, _ = dispatch.request_backup(here, member, Trigger.AD_HOC)
-    fail(here, run_, state=RunState.NEEDS_APPROVAL)
+    end(here, run_, state=RunState.NEEDS_APPROVAL)
     assert holding.approve(here, files, **ANN).done
     assert HoldKind.APPROVED in here.catalogue.holds(files.target)[files.target]
     assert ("file-1", "backup") in due(here)
@@ -271,7 +235,7 @@ def test_the_filters_of_status(here: Here) -> None:
     (near,) = meant(here, "web-1", targets=["near"])
     holding.pause(here, near, **ANN)
     (member,) = dispatch.find(here, "file-1")
-    fail(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0])
+    end(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0])
     lines = overview(here)
     every = ["file-1/-", "web-1/far", "web-1/near", "web-2/far"]
     for wanted, found in [
@@ -364,7 +328,7 @@ def test_the_commands(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     assert "a number and a unit" in said("status", "--older", "soon", code=2)
     assert "--sort 'size' is not known" in said("status", "--sort", "size", code=1)
     (member,) = dispatch.find(here, "file-1")
-    fail(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0], "refused")
+    end(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0], "refused")
     assert "1 quarantined" in said("status", "--fail-on", "problems", "--sort", "state", code=1)
     listed = json.loads(said("status", "--problems", "--json"))
     assert [(line["vm"], line["state"], line["problem"]) for line in listed] == [("file-1", "quarantined", True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from workers import faults, plan
 from workers.errors import Foreign, Refused
-from workers.models import RunReport, RunState, SnapshotNode
+from workers.models import RunKind, RunReport, RunState, SnapshotNode
 from workers.replica_held import HeldReplica
 from workers.run import Here, Live, execute
 from workers.vsphere import replica, snapshots
@@ -17,7 +17,7 @@ from workers.vsphere.building import MARK
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, an adoption; without a person's yes it only says whose the replica is."""
-    return execute(here, run_id, _adopt)
+    return execute(here, run_id, RunKind.ADOPT, _adopt)
 
 
 def _adopt(live: Live) -> RunReport:

@@ -21,7 +21,7 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
-from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunReport, RunState, Slice
+from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
 from workers.settings import Group
@@ -48,7 +48,7 @@ def target_of(store: str, vm: str) -> str:
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a backup run."""
-    return execute(here, run_id, _backup)
+    return execute(here, run_id, RunKind.BACKUP, _backup)
 
 
 def _backup(live: Live) -> RunReport:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import ConfigError, Foreign, NotFound, Touched
-from workers.models import Pair, RunReport, RunState, VmState
+from workers.models import Pair, RunKind, RunReport, RunState, VmState
 from workers.replica import descriptor_cids, read_cursor
 from workers.run import Here, Live, execute
 from workers.settings import seconds
@@ -23,7 +23,7 @@ from workers.vsphere.session import Session, connect
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, the forgetting of a pair."""
-    return execute(here, run_id, _forget)
+    return execute(here, run_id, RunKind.FORGET, _forget)
 
 
 def _forget(live: Live) -> RunReport:

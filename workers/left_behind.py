@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workers.errors import Refused
 from workers.models import Run, RunKind
 from workers.restore_held import holder
 from workers.restore_order import Order
@@ -13,8 +14,12 @@ from workers.vsphere.session import connect
 
 
 def clean_up(here: Here, run_id: str) -> None:
-    """Repeatable; then the catalogue knows that nothing is left."""
+    """Repeatable; then the catalogue knows that nothing is left. Raises `Refused` of a run that has not ended."""
     ended = here.catalogue.run(run_id)
+    if ended.live:
+        raise Refused(f"the {ended.kind} {run_id} of {ended.vm} is {ended.state}: what it has made is in use")
+    if ended.kind not in (RunKind.BACKUP, RunKind.RESTORE):
+        return  # the others leave nothing that is not the target's own
     if ended.kind is RunKind.RESTORE:
         _unpin(here, ended)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import faults
-from workers.models import Pair, RestorePoint, RunReport, RunState, SyncPlan, Trigger
+from workers.models import Pair, RestorePoint, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import BACK_TO
@@ -23,7 +23,7 @@ def target_of(pair: str) -> str:
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a sync run."""
-    return execute(here, run_id, _replicate)
+    return execute(here, run_id, RunKind.SYNC, _replicate)
 
 
 def preview(here: Here, pair: Pair, *, discard: bool = False, full: str | None = None) -> SyncPlan:

@@ -58,7 +58,7 @@ def request(here: Here, wish: Wish) -> tuple[Run, bool]:
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a restore run."""
-    return execute(here, run_id, _restore)
+    return execute(here, run_id, RunKind.RESTORE, _restore)
 
 
 def _restore(live: Live) -> RunReport:

@@ -19,6 +19,7 @@ from workers import approval, faults, quarantine
 from workers.catalogue import STOP, Catalogue, HoldKind
 from workers.errors import (
     ApprovalNeeded,
+    BadInput,
     Conflict,
     FencedOut,
     NoSpace,
@@ -28,7 +29,7 @@ from workers.errors import (
     UnderstudyError,
     WorkerLost,
 )
-from workers.models import Run, RunReport, RunState, Slice
+from workers.models import Run, RunKind, RunReport, RunState, Slice
 from workers.settings import Settings, seconds
 
 log = structlog.get_logger()
@@ -177,8 +178,9 @@ class Live:
         return report
 
 
-def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunReport:
+def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunReport]) -> RunReport:
     """Claim the run and work on it. A run that another worker has, or that has ended, is left alone: that is a result.
+    So is one of another kind (a message by hand, with the wrong run): that is an error, and changes nothing.
 
     Errors: `Transient` and `Conflict` (somebody was faster: look again) give the run back for a later try, up to
     `tuning.attempts`; all others end it as failed and are raised again. `FencedOut` ends nothing, for the run is not
@@ -186,6 +188,8 @@ def execute(here: Here, run_id: str, work: Callable[[Live], RunReport]) -> RunRe
     """
     tuning = here.settings.tuning
     owner = _owner()
+    if (meant := here.catalogue.run(run_id)).kind is not kind:
+        raise BadInput(f"the run {run_id} is a {meant.kind} of {meant.vm}, no {kind}; it was left as it is")
     run = here.catalogue.claim(run_id, owner, seconds(tuning.lease))
     if run is None:
         now = here.catalogue.run(run_id)

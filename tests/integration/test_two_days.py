@@ -18,35 +18,23 @@ import pytest
 import sqlalchemy as sa
 
 from tests.catalogue import some
-from workers import backup, dispatch, holding, quarantine, replicate, settings
+from tests.paired import configured, identity, seen
+from workers import backup, dispatch, holding, quarantine, replicate
 from workers.approval import Policy
 from workers.catalogue import Catalogue
 from workers.errors import Touched, Transient, UnderstudyError, VcenterUnreachable
-from workers.models import Run, RunKind, RunReport, RunState, SyncPoint, Trigger, VmIdentity, VmSummary
-from workers.run import Here, Live, execute
+from workers.models import Run, RunKind, RunReport, RunState, SyncPoint, Trigger
+from workers.run import Live, execute
 from workers.state import State
 from workers.status import Protected, overview
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
-CONFIG = """
-redis = "redis://127.0.0.1:1/0"
-catalogue = "sqlite:///catalogue.db"
+POLICY = """
 [tuning]
 attempts = 2
 retry_pause = "1s"
-[sites.prod]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "X"
-[sites.dr]
-vcenter = "127.0.0.1:2"
-user = "u"
-password_env = "X"
-[stores.main]
-path = "store"
-scrub = 0
 [targets.dr]
 site = "dr"
 datastore = "ds"
@@ -102,10 +90,8 @@ class Site:
     def __init__(self, folder: Path, *, vms: int, every: int) -> None:
         self.every = every
         self.rpo = 2.5 * every
-        (folder / "understudy.toml").write_text(CONFIG.format(every=f"{every}h", rpo=f"{int(self.rpo * 60)}m"))
-        conf = settings.load(folder / "understudy.toml")
         self.now = START
-        self.here = Here(conf, Catalogue.create(conf.catalogue))
+        self.here = configured(folder, POLICY.format(every=f"{every}h", rpo=f"{int(self.rpo * 60)}m"))
         self._own_clock(self.here.catalogue)
         parts = {"file": vms // 5, "db": vms // 5, "web": vms - 2 * (vms // 5)}
         self.names = [f"{kind}-{number:03}" for kind, count in parts.items() for number in range(count)]
@@ -132,15 +118,7 @@ class Site:
 
     def see(self, names: list[str]) -> None:
         """The inventory of prod is these."""
-        found = [
-            VmSummary(identity=self.identity(name), power="poweredOn", template=False, folder="") for name in names
-        ]
-        self.here.catalogue.record_inventory("prod", found)
-
-    @staticmethod
-    def identity(name: str) -> VmIdentity:
-        given = {"site": "prod", "vcenter": "v", "bios_uuid": "b"}
-        return VmIdentity(**given, instance_uuid=f"uuid-{name}", moref=f"vm-{name}", name=name)
+        seen(self.here, *names)
 
     def tick(self) -> None:
         """Beat's tick; what is sent is done, and what that sets off, too. Second tries come two seconds later."""
@@ -157,7 +135,7 @@ class Site:
     def work(self, run: Run) -> None:
         """What tasks/backup.py and tasks/replicate.py do with a message."""
         try:
-            report = execute(self.here, run.id, self._backup if run.kind is RunKind.BACKUP else self._sync)
+            report = execute(self.here, run.id, run.kind, self._backup if run.kind is RunKind.BACKUP else self._sync)
         except UnderstudyError:
             return
         if run.kind is RunKind.BACKUP and report.outcome == "succeeded" and report.point is not None:
@@ -178,7 +156,7 @@ class Site:
         name = live.run.vm
         self.seq[name] += 1
         point = some.restore_point(self.seq[name]).model_copy(
-            update={"vm": self.identity(name), "created": self.now, "data_time": self.now}
+            update={"vm": identity(name), "created": self.now, "data_time": self.now}
         )
         self.here.catalogue.record_point("main", point)
         self.backed_up[name] = self.now
