@@ -124,8 +124,7 @@ def _taken_name(here: Here, member: Member, aim: str) -> str | None:
         for other in group.targets:
             if other == aim:
                 return None  # the first one in the configuration may have the name
-            also = member._replace(name=name, group=group, target=other)
-            if targets[other].site == targets[aim].site and _replica_name(here, also, other) == mine:
+            if targets[other].site == targets[aim].site and _replica_name(here, member, other) == mine:
                 return (
                     f"the recovery targets {other} and {aim} would both have a replica {mine} of {who.name} at the "
                     f"site {targets[aim].site}: give one of them another prefix or suffix"
@@ -321,18 +320,20 @@ def _may_follow(here: Here, pair: Pair) -> bool:
 
 
 def find(here: Here, name: str) -> list[Member]:
-    """The memberships of the VM called `name`. Raises `NotFound` or `BadInput` with what is known instead."""
+    """The memberships of the VM of this name or instance UUID. Raises `NotFound` or `BadInput` with what is known
+    instead."""
     if not isinstance(name, str) or not name:
         raise BadInput(f"a VM's name is needed, not {name!r}")
-    known = [vm for vm in here.catalogue.inventory() if vm.gone_since is None]
-    if not any(vm.identity.name == name for vm in known):
-        near = difflib.get_close_matches(name, [vm.identity.name for vm in known], n=3)
+    known = [vm.identity for vm in here.catalogue.inventory() if vm.gone_since is None]
+    uuids = dict.fromkeys(vm.instance_uuid for vm in known if name in (vm.name, vm.instance_uuid))
+    if not uuids:
+        near = difflib.get_close_matches(name, [vm.name for vm in known], n=3)
         hint = f"; near: {', '.join(near)}" if near else ""
         raise NotFound(
             f"no VM {name!r} is known at any site ({len(known)} VMs are){hint}. "
             "Is it new? `understudy check` reads the inventories"
         )
-    found = [member for member in members(here) if member.vm.identity.name == name]
+    found = [member for uuid in uuids for member in members_of(here, uuid)]
     if not found:
         raise BadInput(
             f"the VM {name} is under no group's policy; `understudy group why {name}` says why. Add its name or a "
@@ -340,7 +341,7 @@ def find(here: Here, name: str) -> list[Member]:
         )
     if len({member.vm.identity.instance_uuid for member in found}) > 1:
         where = ", ".join(f"{m.vm.identity.site} ({m.vm.identity.instance_uuid})" for m in found)
-        raise BadInput(f"several VMs are called {name}: {where}; rename one, or name them in different groups")
+        raise BadInput(f"several VMs are called {name}: {where}; say which by its instance UUID")
     return found
 
 
@@ -353,6 +354,6 @@ def replicated(here: Here, name: str, target: str | None = None) -> list[Member]
         )
     if target is None:
         return list(reversed(found.values()))
-    if target not in found:
+    if not isinstance(target, str) or target not in found:
         raise BadInput(f"the VM {name} has no recovery target {target!r}; it has {', '.join(sorted(map(str, found)))}")
     return [found[target]]

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import structlog
+
 from workers import approval, backup, dispatch, quarantine, replicate
 from workers.catalogue import ENDS, HoldKind
-from workers.errors import BadInput, NotFound, Refused
+from workers.errors import BadInput, NotFound, Refused, UnderstudyError
 from workers.members import last_groups_of
 from workers.models import Model, Pair, Run, RunState
 from workers.run import Here
+
+log = structlog.get_logger()
 
 #: which of a VM's targets are meant
 Which = Literal["replicas", "backups", "both"]
@@ -20,11 +24,12 @@ class Subject(Model):
     """A target of runs, as people call it."""
 
     vm: str
+    #: the VM's instance UUID
+    source: str
+    store: str
     #: "the replica dr/web-01_replica", "the backups to main"
     what: str
     target: str
-    #: of the groups that cover it: what they say about full reads
-    full: str
     pair: Pair | None = None
 
     def __str__(self) -> str:
@@ -45,23 +50,26 @@ class Answer(Model):
 def subjects(
     here: Here, names: Sequence[str], *, groups: Sequence[str] = (), targets: Sequence[str] = (), which: Which
 ) -> list[Subject]:
-    """What is meant by these VMs and groups. A VM whose policy is gone is meant as long as it has a pair.
+    """What is meant by these VMs (names or instance UUIDs) and groups. A VM whose policy is gone is meant as long as
+    it has a pair.
 
-    Raises `NotFound` or `BadInput` with what is known instead.
+    Raises `NotFound` or `BadInput` with what is known instead; nothing that is named is passed over.
     """
     if not names and not groups:
         raise BadInput("nothing is named: give names of VMs, or --group")
     _demand("group", groups, sorted(here.settings.groups))
     _demand("target", targets, sorted(here.settings.targets))
-    found = list({each.target: each for each in _found(here, names, groups)}.values())
-    if targets:
-        found = [each for each in found if each.pair is not None and each.pair.recovery_target in targets]
-    elif which != "both":
-        found = [each for each in found if (each.pair is None) == (which == "backups")]
-    if not found:
-        kind = f"a replica at {', '.join(targets)}" if targets else "a replica" if which == "replicas" else "backups"
-        raise BadInput(f"none of {', '.join([*names, *groups])} has {kind}; for backups say --backups")
-    return sorted(found, key=lambda each: (each.vm, each.what))
+    known = _Known(here)
+    found: dict[str, Subject] = {}
+    for word, several in (*((name, known.of_vm(name)) for name in names), *known.of_groups(groups)):
+        fit = [each for each in several if _fits(each, targets, which)]
+        if not fit:
+            kind = (
+                f"a replica at {', '.join(targets)}" if targets else "a replica" if which == "replicas" else "backups"
+            )
+            raise BadInput(f"none of {word} has {kind}; for backups say --backups")
+        found |= {each.target: each for each in fit}
+    return sorted(found.values(), key=lambda each: (each.vm, each.what, each.target))
 
 
 def _demand(option: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -70,37 +78,72 @@ def _demand(option: str, given: Sequence[str], known: Sequence[str]) -> None:
             raise BadInput(f"--{option} {word!r} is not configured; there are: {', '.join(known) or 'none'}")
 
 
-def _found(here: Here, names: Sequence[str], groups: Sequence[str]) -> Iterator[Subject]:
-    members = [member for member in dispatch.members(here) if member.name in groups]
-    for name in names:
-        left = here.catalogue.pairs(name)
-        for pair in left:
-            yield _replica(here, pair)
+def _fits(each: Subject, targets: Sequence[str], which: Which) -> bool:
+    if targets:
+        return each.pair is not None and each.pair.recovery_target in targets
+    return which == "both" or (each.pair is None) == (which == "backups")
+
+
+class _Known:
+    """Who there is, read once however many are named."""
+
+    def __init__(self, here: Here) -> None:
+        self.here = here
+        self.pairs = {(pair.source, pair.recovery_target): pair for pair in here.catalogue.pairs()}
+
+    def of_vm(self, name: str) -> list[Subject]:
+        """Its pairs, those that no group wants any more among them, and its backups."""
+        there = [vm.identity for vm in self.here.catalogue.inventory() if vm.gone_since is None]
+        uuids = {vm.instance_uuid for vm in there if name in (vm.name, vm.instance_uuid)}
+        left = [p for p in self.pairs.values() if p.source in uuids or (not uuids and name in (p.vm, p.source))]
+        if not uuids and len({pair.source for pair in left}) > 1:
+            which = ", ".join(sorted({pair.source for pair in left}))
+            raise BadInput(f"several VMs were called {name}: {which}; say which by its instance UUID")
+        found = [_replica(pair) for pair in left]
         try:
-            members += dispatch.find(here, name)
+            for member in dispatch.find(self.here, name):
+                made = dispatch.pair_of(self.here, member, self.pairs)
+                found += [_replica(made)] if made is not None else []
+                found.append(_backups(member))
         except (NotFound, BadInput):
-            if not left:
+            if len(uuids) > 1 or not left:
                 raise
-    for member in members:
-        if (made := dispatch.pair_of(here, member)) is not None:
-            yield _replica(here, made)
-        uuid, store = member.vm.identity.instance_uuid, member.group.store
-        policy = approval.strictest(
-            group for group in (here.settings.groups[name] for name in member.groups) if group.store == store
-        )
-        yield Subject(
-            vm=member.vm.identity.name,
-            what=f"the backups to {store}",
-            target=backup.target_of(store, uuid),
-            full=policy.full,
-        )
+        return found
+
+    def of_groups(self, names: Sequence[str]) -> Iterator[tuple[str, list[Subject]]]:
+        """A VM that can not be replicated as its groups say has no replica, and keeps the others not waiting."""
+        members = dispatch.members(self.here) if names else []
+        for name in names:
+            found: list[Subject] = []
+            for member in (each for each in members if each.name == name):
+                found.append(_backups(member))
+                try:
+                    pair = dispatch.pair_of(self.here, member, self.pairs)
+                except UnderstudyError as err:
+                    log.warning(str(err), vm=member.vm.identity.name, group=name)
+                    pair = self.pairs.get((member.vm.identity.instance_uuid, member.target or ""))
+                found += [_replica(pair)] if pair is not None else []
+            yield name, found
 
 
-def _replica(here: Here, pair: Pair) -> Subject:
-    groups = last_groups_of(here, pair.source).values()
-    policy = approval.strictest(group for group in groups if pair.recovery_target in group.targets)
+def _backups(member: dispatch.Member) -> Subject:
+    who, store = member.vm.identity, member.group.store
+    target = backup.target_of(store, who.instance_uuid)
+    return Subject(vm=who.name, source=who.instance_uuid, store=store, what=f"the backups to {store}", target=target)
+
+
+def _replica(pair: Pair) -> Subject:
     what = f"the replica {pair.site}/{pair.replica_name}"
-    return Subject(vm=pair.vm, what=what, target=replicate.target_of(pair.id), full=policy.full, pair=pair)
+    target = replicate.target_of(pair.id)
+    return Subject(vm=pair.vm, source=pair.source, store=pair.store, what=what, target=target, pair=pair)
+
+
+def _policy(here: Here, subject: Subject) -> approval.Policy:
+    """What the groups that cover it say about full reads."""
+    groups = last_groups_of(here, subject.source).values()
+    if subject.pair is not None:
+        return approval.strictest(group for group in groups if subject.pair.recovery_target in group.targets)
+    return approval.strictest(group for group in groups if group.store == subject.store)
 
 
 # --- holding --------------------------------------------------------------------------------------------------------
@@ -158,13 +201,18 @@ def approve(here: Here, subject: Subject, *, who: str, reason: str) -> Answer:
     last = next(iter(here.catalogue.latest_ended(subject.target)), None)
     if last is None or last.run.state is not RunState.NEEDS_APPROVAL:
         return _answer(subject, "nothing waits for approval", done=False)
-    if subject.full == "never":
+    if _policy(here, subject).full == "never":
         raise Refused(
             f'{subject}: its group says full = "never"; `understudy {last.run.kind} {subject.vm} --full` does it all '
             "the same, once, or change groups.<name>.full"
         )
     here.catalogue.hold(subject.target, HoldKind.APPROVED, who=who, reason=reason)
     return _answer(subject, f"approved, it starts at the next tick: {last.run.memory.get('approval', '')}")
+
+
+def refused(subject: Subject, why: Exception) -> Answer:
+    """The answer for one of several where it can not be done: the others have theirs."""
+    return _answer(subject, str(why), done=False)
 
 
 def _live(here: Here, subject: Subject) -> Run | None:

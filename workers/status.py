@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
 
 from workers import backup, dispatch, quarantine, replicate
 from workers.catalogue import Damage, Ended, HoldKind, KnownVm, PointSummary, Scrub
 from workers.errors import BadInput, NotFound, ValidationFailed
 from workers.grace import farewell
 from workers.members import Roll
+from workers.membership import matches
 from workers.models import Model, Pair, Run, RunKind, SyncPoint
 from workers.replica_held import BACK_TO
 from workers.replica_verify import differs
@@ -261,7 +261,7 @@ def _fits(line: Protected, wanted: Filter) -> bool:
         and (not wanted.groups or not set(wanted.groups).isdisjoint(line.groups))
         and (not wanted.sites or not sites.isdisjoint(wanted.sites))
         and (not wanted.targets or line.recovery_target in wanted.targets)
-        and (not wanted.names or any(fnmatchcase(line.vm, pattern) for pattern in wanted.names))
+        and (not wanted.names or any(matches(pattern, line.vm) for pattern in wanted.names))
         and (wanted.older is None or line.lag is None or line.lag > wanted.older)
         and (not wanted.problems or line.problem)
     )

@@ -102,8 +102,11 @@ def runs(
     """
     from tasks import tables
     from tasks.app import here
+    from workers.restore_points import uuids_of
 
     found = here().catalogue.runs(vm, limit=limit)
+    if vm is not None and not found:
+        uuids_of(here(), vm)  # of a name that nobody knows an empty list would say too much
     if json:
         show.as_json(found)
     else:

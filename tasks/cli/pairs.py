@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from tasks import show
 from tasks.cli.application import Json, app
 
-MaybeVms = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="Names of VMs.")]
+MaybeVms = Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="Names or instance UUIDs of VMs.")]
 Groups = Annotated[list[str] | None, typer.Option("--group", help="All VMs of this group.")]
 Targets = Annotated[list[str] | None, typer.Option("--target", help="Only the replicas at this recovery target.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; shown in status.")]
@@ -36,12 +35,8 @@ def pause(
 
     Example: understudy pause web-01 --reason "storage is being moved"
     """
-    from workers import holding
-
-    def do(here: Any, subject: Any) -> Any:
-        return holding.pause(here, subject, who=person(), reason=reason, now=now)
-
-    _each(do, vms, group, target, "backups" if backups else "replicas", json)
+    said = {"who": person(), "reason": reason, "now": now}
+    _each("pause", vms, group, target, "backups" if backups else "replicas", json, **said)
 
 
 @app.command()
@@ -56,9 +51,7 @@ def resume(
 
     Example: understudy resume --group web
     """
-    from workers import holding
-
-    _each(holding.resume, vms, group, target, "backups" if backups else "both", json)
+    _each("resume", vms, group, target, "backups" if backups else "both", json)
 
 
 @app.command()
@@ -75,12 +68,8 @@ def disable(
 
     Example: understudy disable web-01 --reason "is being taken out of service" --now
     """
-    from workers import holding
-
-    def do(here: Any, subject: Any) -> Any:
-        return holding.disable(here, subject, who=person(), reason=reason, now=now)
-
-    _each(do, vms, group, target, "backups" if backups else "replicas", json)
+    said = {"who": person(), "reason": reason, "now": now}
+    _each("disable", vms, group, target, "backups" if backups else "replicas", json, **said)
 
 
 @app.command()
@@ -95,9 +84,7 @@ def enable(
 
     Example: understudy enable web-01
     """
-    from workers import holding
-
-    _each(holding.enable, vms, group, target, "backups" if backups else "both", json)
+    _each("enable", vms, group, target, "backups" if backups else "both", json)
 
 
 @app.command()
@@ -113,18 +100,14 @@ def approve(
 
     Example: understudy approve web-01 --reason "its storage was replaced"
     """
-    from workers import holding
-
-    def do(here: Any, subject: Any) -> Any:
-        return holding.approve(here, subject, who=person(), reason=reason)
-
-    if not _each(do, vms, group, target, "backups" if backups else "both", json):
+    said = {"who": person(), "reason": reason}
+    if not _each("approve", vms, group, target, "backups" if backups else "both", json, **said):
         raise typer.Exit(1)
 
 
 @app.command()
 def adopt(
-    vm: Annotated[str, typer.Argument(help="Name of a VM.")],
+    vm: Annotated[str, typer.Argument(help="Name or instance UUID of a VM.")],
     target: Targets = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without, whose it is is shown.")] = False,
     reason: Reason = "no reason given",
@@ -165,24 +148,35 @@ def forget(
 
 
 def _each(
-    do: Callable[[Any, Any], Any],
+    verb: str,
     vms: list[str] | None,
     groups: list[str] | None,
     targets: list[str] | None,
     which: Any,
     json: bool,
+    **said: Any,
 ) -> bool:
-    """Whether anything was done. Everything that is named is known before the first of it is touched."""
+    """Whether anything was done. Everything that is named is known before the first of it is touched; one that is
+    refused then does not keep the others from their answers."""
     from tasks.app import here
     from workers import holding
+    from workers.errors import UnderstudyError
 
     meant = holding.subjects(here(), vms or [], groups=groups or [], targets=targets or [], which=which)
-    answers = [do(here(), subject) for subject in meant]
+    answers, wrong = [], False
+    for subject in meant:
+        try:
+            answers.append(getattr(holding, verb)(here(), subject, **said))
+        except UnderstudyError as err:
+            answers.append(holding.refused(subject, err))
+            wrong = True
     if json:
         show.as_json(answers)
     else:
         for answer in answers:
             show.say(f"{answer.vm}, {answer.what}: {answer.sentence}")
+    if wrong:
+        raise typer.Exit(1)
     return any(answer.done for answer in answers)
 
 
