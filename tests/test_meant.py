@@ -165,3 +165,30 @@ def test_a_text_that_no_database_takes_is_a_sentence(here: Here, task: str) -> N
     for given in ({"vm": "db-1\0", "to": "x"}, {"vm": "db-1", "to": "x\0"}):
         with pytest.raises(BadInput):
             getattr(restore, task).run(**given)
+
+
+def test_what_keeps_a_vm_from_being_replicated_is_a_problem(here: Here, tmp_path: Path) -> None:
+    """It was a sentence that `--problems` did not show: such a VM waited in silence."""
+    wrong = changed(here, tmp_path, POLICY.replace('target = "far"', 'target = "same"', 1))
+    line = next(line for line in overview(wrong, ["db-1"]))
+    assert line.problem and "would have the same name" in " ".join(line.troubles)
+
+
+def test_a_replica_whose_target_now_means_another_site_is_a_problem(here: Here, tmp_path: Path) -> None:
+    (member,) = dispatch.find(here, "db-1")
+    pair = dispatch.pair_of(here, member)
+    assert pair is not None
+    here.catalogue.set_replica(pair.id, "uuid-of-the-replica")
+    moved = changed(here, tmp_path, POLICY.replace('[targets.far]\nsite = "dr"', '[targets.far]\nsite = "prod"'))
+    (line,) = overview(moved, ["db-1"])
+    assert line.problem and "now means the site prod" in " ".join(line.troubles)
+    assert not overview(here, ["db-1"])[0].problem
+
+
+def test_what_no_group_wants_any_more_is_said_as_it_is(here: Here, tmp_path: Path) -> None:
+    """The VM is still under a policy; it is its replica that nobody wants any more."""
+    dispatch.dispatch(here, here.catalogue.now())
+    without = changed(here, tmp_path, POLICY.replace('target = "far"\n', ""))
+    replica = next(line for line in overview(without, ["db-1"]) if line.pair is not None)
+    assert "do not replicate it to far" in replica.remark
+    assert "understudy forget db-1 --target far" in replica.remark

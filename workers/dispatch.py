@@ -110,6 +110,17 @@ def objection(here: Here, member: Member) -> str | None:
     return _taken_name(here, member, aim)
 
 
+def misplaced(here: Here, pair: Pair | None) -> str | None:
+    """Why a replica that was built gets nothing new: its recovery target now means another place (`ensure_pair`)."""
+    aim = here.settings.targets.get(pair.recovery_target) if pair is not None else None
+    if pair is None or aim is None or pair.replica is None or aim.site == pair.site:
+        return None
+    return (
+        f"the recovery target {pair.recovery_target} now means the site {aim.site}, but the replica of {pair.vm} was "
+        f"built at {pair.site}: nothing new comes to it. Name the new place as a recovery target of its own"
+    )
+
+
 def _taken_name(here: Here, member: Member, aim: str) -> str | None:
     """Two VMs of one name at one site: which is which nobody could say afterwards."""
     who, targets = member.vm.identity, here.settings.targets

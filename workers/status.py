@@ -45,6 +45,8 @@ class Protected(Model):
     last_verify: Run | None = None
     #: what concerns the VM itself: gone from its vCenter, under no policy any more
     remark: str = ""
+    #: why nothing is replicated, whatever the states say: the configuration contradicts itself
+    objection: str = ""
 
     @property
     def state(self) -> State:
@@ -57,7 +59,8 @@ class Protected(Model):
     @property
     def problem(self) -> bool:
         """Whether somebody should look at it: at the replica, or at the backups that feed it."""
-        return any(part is not None and part.problem for part in (self.backup, self.sync))
+        blocked = bool(self.objection) and self.state is not State.DISABLED
+        return blocked or any(part is not None and part.problem for part in (self.backup, self.sync))
 
     @property
     def troubles(self) -> Iterator[str]:
@@ -68,8 +71,7 @@ class Protected(Model):
         checked = self.last_verify
         if checked is not None and checked.family not in (None, ValidationFailed.family):
             yield f"verify: {checked.error}"
-        if self.remark:
-            yield self.remark
+        yield from filter(None, (self.objection, self.remark))
 
 
 class _Known:
@@ -135,10 +137,11 @@ def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
 
 def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
-    remarks: dict[tuple[str, str, str | None], str] = {}
+    objections: dict[tuple[str, str, str | None], str] = {}
     for member in known.roll.members():
         key = (member.vm.identity.instance_uuid, member.group.store, member.target)
-        remarks[key] = dispatch.objection(here, member) or ""
+        pair = known.pairs.get((key[0], key[1], key[2])) if key[2] is not None else None
+        objections[key] = dispatch.objection(here, member) or dispatch.misplaced(here, pair) or ""
         keys.setdefault(key, []).append(member.name)
     for pair_key, pair in known.pairs.items():
         if HoldKind.FORGOTTEN not in known.held.get(replicate.target_of(pair.id), {}):
@@ -147,10 +150,10 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     for uuid, store in known.newest.keys() - covered:
         keys[uuid, store, None] = []
     for (uuid, store, target), groups in keys.items():
-        yield _line(known, uuid, store, target, groups, remarks.get((uuid, store, target), ""))
+        yield _line(known, uuid, store, target, groups, objections.get((uuid, store, target), ""))
 
 
-def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], remark: str) -> Protected:
+def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], objection: str) -> Protected:
     vm, newest = known.vms.get(uuid), known.newest.get((uuid, store))
     pair = known.pairs.get((uuid, store, target)) if target is not None else None
     chain = backup.target_of(store, uuid)
@@ -180,7 +183,8 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         scrub=known.scrubs.get(fenced),
         damages=tuple(known.damages.get(fenced, [])),
         last_verify=known.verified.get(fenced),
-        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)) or remark,
+        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)),
+        objection=objection,
     )
 
 
