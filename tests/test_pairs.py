@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.catalogue import some
 from tests.command import forgetting, run
-from tests.paired import configured, end, seen
+from tests.paired import configured, end, identity, seen
 from workers import dispatch, holding
 from workers.catalogue import HoldKind
 from workers.errors import BadInput, NotFound, Refused
@@ -185,6 +186,20 @@ def test_a_probe_is_made_also_without_a_schedule(here: Here) -> None:
     now = here.catalogue.now()
     (probe,) = [r for r in dispatch.dispatch(here, now + timedelta(minutes=61)) if r.kind is RunKind.SYNC]
     assert probe.trigger is Trigger.PROBE
+
+
+@pytest.mark.parametrize("family", ["transient", "vcenter unreachable"])
+def test_a_sync_that_failed_once_is_tried_again_without_a_new_backup(here: Here, family: str) -> None:
+    """It had its try for this restore point, and of a template, say, there comes no other."""
+    seen(here, "web-2")
+    point = some.restore_point(1).model_copy(update={"vm": identity("web-2")})
+    here.catalogue.record_point("main", point)
+    (run_,) = [r for r in dispatch.dispatch(here, here.catalogue.now()) if r.kind is RunKind.SYNC]
+    end(here, run_, family)
+    due(here)
+    assert ("web-2", "sync") not in due(here, 0.9), "not at once: it was tried several times"
+    probes = [r for r in dispatch.dispatch(here, here.catalogue.now() + timedelta(hours=1.1)) if r.kind is RunKind.SYNC]
+    assert [(r.vm, r.trigger) for r in probes] == [("web-2", Trigger.PROBE)]
 
 
 def test_resume_ends_a_quarantine_at_once(here: Here) -> None:

@@ -128,6 +128,14 @@ def look_again(last: Ended | None, tuning: Tuning) -> datetime | None:
     return last.run.ended + timedelta(seconds=seconds(tuning.probe_every))
 
 
+def _tried_again(last: Ended, tuning: Tuning) -> datetime | None:
+    """When a failed run that sets nothing aside is tried again, should nothing come that is due: its slot is used up,
+    and after an outage, or of a template, there may be no other for a day, or ever."""
+    if last.run.state != "failed" or last.run.ended is None:
+        return None
+    return last.run.ended + timedelta(seconds=seconds(tuning.probe_every))
+
+
 class Turn(StrEnum):
     """What a target's schedules may do now."""
 
@@ -137,7 +145,8 @@ class Turn(StrEnum):
 
 
 def turn(held: Mapping[str, object], last: Ended | None, tuning: Tuning, now: datetime) -> tuple[Turn, str]:
-    """Whether what is due may start; with PROBE also after which run, for one probe follows each.
+    """Whether what is due may start; with PROBE also after which run, for one probe follows each. Where nothing is set
+    aside, what is due goes before the probe.
 
     `held`: what people said, by kind.
     """
@@ -146,7 +155,10 @@ def turn(held: Mapping[str, object], last: Ended | None, tuning: Tuning, now: da
     waits = look_again(last, tuning)
     aside = quarantined(last, tuning)
     probe = aside.probe if aside is not None else waits
-    if last is None or probe is None:
+    if last is None:
         return Turn.GO, ""
+    if probe is None:
+        again = _tried_again(last, tuning)
+        return (Turn.PROBE, last.run.id) if again is not None and now >= again else (Turn.GO, "")
     approved = waits is not None and "approved" in held
     return (Turn.PROBE, last.run.id) if approved or now >= probe else (Turn.SKIP, "")
