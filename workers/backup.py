@@ -358,14 +358,14 @@ def _retire(live: Live, store: Store, store_name: str, uuid: str) -> None:
     """Retention. The run itself has ended well."""
     try:
         with storage_in_words():
-            keep = [group.keep for group in _groups(live)]
-            for trouble in prune.retire(live.here, store_name, store, uuid, keep).troubles:
+            rules = prune.rules_of(live.here, store_name, uuid)
+            for trouble in prune.retire(live.here, store_name, store, uuid, rules).troubles:
                 live.note(trouble)
     except UnderstudyError as err:
         live.note(f"old restore points are kept until the next backup: {err}")
 
 
 def _groups(live: Live) -> list[Group]:
-    """The groups that back this VM up to this store."""
+    """The groups that back this VM up to this store, or did when the run began."""
     _, store_name, uuid = live.run.target.split(":", 2)
-    return [group for group in members.groups_of(live.here, uuid).values() if group.store == store_name]
+    return members.policies_of(live.here, uuid, lambda group: group.store == store_name)

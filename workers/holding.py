@@ -10,9 +10,10 @@ import structlog
 from workers import approval, backup, dispatch, quarantine, replicate
 from workers.catalogue import ENDS, HoldKind
 from workers.errors import BadInput, NotFound, Refused, UnderstudyError
-from workers.members import last_groups_of
+from workers.members import policies_of
 from workers.models import Model, Pair, Run, RunState
 from workers.run import Here
+from workers.settings import Group
 
 log = structlog.get_logger()
 
@@ -140,10 +141,13 @@ def _replica(pair: Pair) -> Subject:
 
 def _policy(here: Here, subject: Subject) -> approval.Policy:
     """What the groups that cover it say about full reads."""
-    groups = last_groups_of(here, subject.source).values()
-    if subject.pair is not None:
-        return approval.strictest(group for group in groups if subject.pair.recovery_target in group.targets)
-    return approval.strictest(group for group in groups if group.store == subject.store)
+
+    def concerns(group: Group) -> bool:
+        if subject.pair is not None:
+            return subject.pair.recovery_target in group.targets
+        return group.store == subject.store
+
+    return approval.strictest(policies_of(here, subject.source, concerns))
 
 
 # --- holding --------------------------------------------------------------------------------------------------------

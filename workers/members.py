@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from workers import membership
 from workers.catalogue import Inventory, KnownVm, Membership
 from workers.membership import Outcome
 from workers.run import Here
-from workers.settings import Group, seconds
+from workers.settings import Group, Settings, seconds
 
 log = structlog.get_logger()
 
@@ -125,9 +125,7 @@ class Roll:
 
     def kept_until(self, row: Membership) -> datetime:
         """When the grace of a VM that left ends."""
-        assert row.left is not None
-        group = self.settings.groups.get(row.group)
-        return row.left + timedelta(seconds=seconds((group.grace if group else None) or self.settings.grace))
+        return kept_until(self.settings, row)
 
     def name_of(self, uuid: str) -> str:
         known = self.identities.get(uuid)
@@ -162,6 +160,13 @@ class Roll:
             f"{next(iter(held.values()))}). A wrong rule or a right that is missing looks like this, so nobody "
             f"leaves; `understudy group show {group}` has them all, `understudy group accept {group}` lets them go"
         )
+
+
+def kept_until(settings: Settings, row: Membership) -> datetime:
+    """When the grace of a VM that left a group ends."""
+    assert row.left is not None
+    group = settings.groups.get(row.group)
+    return row.left + timedelta(seconds=seconds((group.grace if group else None) or settings.grace))
 
 
 def _ago(age: float) -> str:
@@ -223,6 +228,13 @@ def last_groups_of(here: Here, uuid: str) -> dict[str, Group]:
     found = groups_of(here, uuid)
     before = (row.group for row in here.catalogue.memberships(vm=uuid))
     return found | {name: here.settings.groups[name] for name in before if name in here.settings.groups.keys() - found}
+
+
+def policies_of(here: Here, uuid: str, concerns: Callable[[Group], bool]) -> list[Group]:
+    """Of the policies that cover a VM those that concern something; where none does, of those that it left: a run that
+    was under way goes on as it began."""
+    covering = [group for group in groups_of(here, uuid).values() if concerns(group)]
+    return covering or [group for group in last_groups_of(here, uuid).values() if concerns(group)]
 
 
 def settle(here: Here, agreed: Collection[str] = ()) -> Roll:

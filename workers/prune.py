@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from workers import grace, retention
+from workers.catalogue import Membership
 from workers.errors import NotFound, Refused, UnderstudyError
-from workers.members import Roll
+from workers.members import Roll, groups_of, kept_until
 from workers.models import Model, Pair, RestorePoint
 from workers.run import Here, storage_in_words
-from workers.settings import Keep, size
+from workers.settings import Group, Keep, Settings, size
 from workers.store import CompactReport, PruneReport, Store
 
 #: bytes that a compaction must free to be begun unasked: it exchanges manifests of every VM that it touches
@@ -109,7 +110,8 @@ def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep
 
 def needed(here: Here, opened: Store, uuid: str) -> dict[str, list[str]]:
     """Point -> who holds it, in words: the pins in the store, which are what counts."""
-    replicas = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in here.catalogue.pairs()}
+    pairs = here.catalogue.pairs(uuid)
+    replicas = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
     return {
         point: sorted(f"pinned by {replicas.get(holder, holder)}" for holder in holders)
         for point, holders in opened.pins(uuid).items()
@@ -120,19 +122,48 @@ class Rules:
     """What is to be kept of VMs, by one reading of who is in which group."""
 
     def __init__(self, here: Here, now: datetime | None = None) -> None:
-        self._groups = here.settings.groups
+        self._settings = here.settings
         self._roll = Roll(here)
-        self._over = set(grace.over(self._roll, now or here.catalogue.now()))
+        self._now = now or here.catalogue.now()
+        self._over = set(grace.over(self._roll, self._now))
 
     def of(self, store: str, uuid: str) -> list[Keep]:
-        """Those of the groups that back the VM up to the store; none = everything is kept.
+        """Those of the groups that back the VM up to the store, or did and whose grace runs; none = everything is kept.
 
         Of a VM that left its groups everything is kept until the grace ends, after it the newest point.
         """
         if uuid in self._over:
             return [Keep(last=1)]
-        groups = (self._groups[name] for name in self._roll.groups_of(uuid))
-        return [group.keep for group in groups if group.store == store]
+        inside = [self._settings.groups[name] for name in self._roll.groups_of(uuid)]
+        left = [(row, min(self._now, self._roll.asked(row.site) or row.since)) for row in self._roll.left(uuid)]
+        return _keeps(self._settings, store, inside, left)
+
+
+def rules_of(here: Here, store: str, uuid: str) -> list[Keep]:
+    """`Rules` of one VM, as each backup asks: without a look at all others."""
+    inside = groups_of(here, uuid)
+    asked, now = {each.site: each.asked for each in here.catalogue.inventories()}, here.catalogue.now()
+    left = [
+        (row, min(now, asked.get(row.site) or row.since))
+        for row in here.catalogue.memberships(vm=uuid)
+        if row.left is not None and row.group not in inside
+    ]
+    return _keeps(here.settings, store, list(inside.values()), left)
+
+
+def _keeps(
+    settings: Settings, store: str, inside: Sequence[Group], left: Sequence[tuple[Membership, datetime]]
+) -> list[Keep]:
+    """`left`: the groups that the VM left, each with until when it is known to be away."""
+    covering = [group.keep for group in inside if group.store == store]
+    former = [(settings.groups.get(row.group), kept_until(settings, row) > seen) for row, seen in left]
+    if any(group is None and runs for group, runs in former):
+        return []  # what a group kept that is not configured any more is not known
+    mine = [(group.keep, runs) for group, runs in former if group is not None and group.store == store]
+    running = [keep for keep, runs in mine if runs]
+    if covering:
+        return [*covering, *running]
+    return [Keep(last=1)] if mine and not running else []
 
 
 def _tell_catalogue(here: Here, name: str, uuid: str, points: Sequence[RestorePoint]) -> None:

@@ -12,7 +12,7 @@ from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.errors import Refused, Touched
 from workers.extents import Extents
-from workers.members import last_groups_of
+from workers.members import policies_of
 from workers.models import Cursor, HardwareChange, RunReport, Slice, SyncPlan
 from workers.point import Reader
 from workers.replica_held import nonce
@@ -115,8 +115,8 @@ class ReplicaTarget(NewReplica):
 
     def _ask(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
         """Raise `ApprovalNeeded` where the groups want a person to be asked before so much is written or compared."""
-        groups = last_groups_of(self.here, self.pair.source).values()
-        policy = approval.strictest(group for group in groups if self.pair.recovery_target in group.targets)
+        aim = self.pair.recovery_target
+        policy = approval.strictest(policies_of(self.here, self.pair.source, lambda group: aim in group.targets))
         synced = self.here.catalogue.sync_point(self.pair.id) is not None
         first, again = plan.in_full(self._worded(changes, extents), synced=synced)
         self.live.may_read_all(policy, first=first, again=again)
