@@ -29,15 +29,15 @@ def plan_restore(wish: Wish, *, as_json: bool) -> None:
         show.say(f"it would be refused now: {objection}")
 
 
-def rollback(vm: str, to: str | None, target: str | None, *, wait: bool, as_json: bool) -> None:
+def rollback(vm: str, to: str | None, target: str | None, *, full: str | None, wait: bool, as_json: bool) -> None:
     pair = rolling.pair_of(here(), vm, target)
     goal = rolling.goal_of(here(), pair, to)
-    request([vm], lambda _: [rolling.request(here(), pair, goal.id)], wait=wait, as_json=as_json)
+    request([vm], lambda _: [rolling.request(here(), pair, goal.id, full=full)], wait=wait, as_json=as_json)
 
 
-def plan_rollback(vm: str, to: str | None, target: str | None, *, as_json: bool) -> None:
+def plan_rollback(vm: str, to: str | None, target: str | None, *, full: str | None, as_json: bool) -> None:
     pair = rolling.pair_of(here(), vm, target)
-    made = rolling.preview(here(), pair, rolling.goal_of(here(), pair, to).id)
+    made = rolling.preview(here(), pair, rolling.goal_of(here(), pair, to).id, full=full)
     name = f"{pair.site}/{pair.replica_name}"
     if as_json:
         return show.as_json([{"replica": name, **made.model_dump(mode="json")}])

@@ -30,6 +30,8 @@ def pairs_of(vm: str, targets: Sequence[str]) -> list[Pair]:
 def one_pair(vm: str, targets: Sequence[str]) -> Pair:
     """The one that is meant. Raises `BadInput` where it could be several."""
     found = pairs_of(vm, targets)
+    if len(sources := {pair.source for pair in found}) > 1:
+        raise BadInput(f"several VMs are called {vm}; say which by its instance UUID: {', '.join(sorted(sources))}")
     if len(found) > 1:
         at = ", ".join(pair.recovery_target for pair in found)
         raise BadInput(f"the VM {vm} has replicas at several recovery targets ({at}): say which, with --target")

@@ -82,9 +82,7 @@ def test_the_policy_of_a_group_that_a_vm_left_counts_only_where_none_covers_it(h
     here = lived_through(here, tmp_path, ALL + GOLD % ("", "main"))
     assert [group.full for group in policies(here)] == ["allow"]
     here = lived_through(here, tmp_path, (ALL + GOLD % ("", "main")).replace('["*"]', "[]"))
-    assert [group.full for group in policies(here)] == ["allow", "never"], (
-        "what was under way goes on as it began"
-    )
+    assert [group.full for group in policies(here)] == ["allow", "never"], "what was under way goes on as it began"
     assert not all(group.quiesce for group in policies(here))
 
 

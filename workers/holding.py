@@ -12,10 +12,14 @@ from workers.catalogue import ENDS, HoldKind
 from workers.errors import BadInput, NotFound, Refused, UnderstudyError
 from workers.members import policies_of
 from workers.models import Model, Pair, Run, RunState
+from workers.replica_held import BACK_TO, ROLLED_BACK
 from workers.run import Here
 from workers.settings import Group
 
 log = structlog.get_logger()
+
+#: between the reason of a pause that a rollback made, and that of a person who paused it once more
+ALSO = ". Also: "
 
 #: which of a VM's targets are meant
 Which = Literal["replicas", "backups", "both"]
@@ -164,7 +168,7 @@ def disable(here: Here, subject: Subject, *, who: str, reason: str, now: bool = 
 
 
 def _hold(here: Here, subject: Subject, kind: HoldKind, who: str, reason: str, now: bool) -> Answer:
-    here.catalogue.hold(subject.target, kind, who=who, reason=reason)
+    here.catalogue.hold(subject.target, kind, who=who, reason=_said(subject, kind, reason))
     skipped = "its schedules are skipped" if kind is HoldKind.PAUSED else "nothing starts"
     sentence = f"{kind}: {skipped} until `understudy {ENDS[kind]} {subject.vm}`"
     run = _live(here, subject)
@@ -175,6 +179,14 @@ def _hold(here: Here, subject: Subject, kind: HoldKind, who: str, reason: str, n
     elif run is not None:
         sentence += f"; the run {run.id} goes on to its end (--now stops it at a checkpoint)"
     return _answer(subject, sentence)
+
+
+def _said(subject: Subject, kind: HoldKind, reason: str) -> str:
+    """Who pauses what was rolled back does not take that back: a sync by name would undo it."""
+    paused = (subject.pair.paused if subject.pair is not None else None) or ""
+    if kind is not HoldKind.PAUSED or not paused.startswith(ROLLED_BACK):
+        return reason
+    return f"{paused.partition(ALSO)[0]}{ALSO}{reason}"
 
 
 def resume(here: Here, subject: Subject) -> Answer:
@@ -205,6 +217,9 @@ def approve(here: Here, subject: Subject, *, who: str, reason: str) -> Answer:
     last = next(iter(here.catalogue.latest_ended(subject.target)), None)
     if last is None or last.run.state is not RunState.NEEDS_APPROVAL:
         return _answer(subject, "nothing waits for approval", done=False)
+    if (back_to := last.run.memory.get(BACK_TO)) is not None:
+        again = f"`understudy rollback {subject.vm} --to {back_to} --full`"
+        return _answer(subject, f"what waits is a rollback, which {again} does, once", done=False)
     if _policy(here, subject).full == "never":
         raise Refused(
             f'{subject}: its group says full = "never"; `understudy {last.run.kind} {subject.vm} --full` does it all '

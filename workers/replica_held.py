@@ -21,6 +21,9 @@ from workers.vsphere import inventory, replica, snapshots
 #: in a run's memory: the restore point that a person named; without it a sync goes to the newest
 BACK_TO = "back to"
 
+#: begins the reason of a pause that keeps a replica at the point that a person named
+ROLLED_BACK = "rolled back to "
+
 #: ends the witness of a pair that must stay where it is, so that the pause outlives the catalogue
 PAUSED = " paused"
 
@@ -44,6 +47,19 @@ class HeldReplica(Replica):
 
     def committed_by(self, run_id: str) -> bool:
         return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
+
+    def _stay_there(self) -> None:
+        """Of a rollback: the pair is paused before a byte is written, so that no tick comes in between.
+
+        Also when it is paused already: for another reason, or at another point, that would be undone by a sync by name.
+        """
+        back_to, before = self.live.recall(BACK_TO), self.pair.paused or ""
+        here = f"{ROLLED_BACK}{back_to} on request; it stays there until it is resumed"
+        if back_to is None or before.startswith(here):
+            return
+        also = f". Paused before: {before}" if before and not before.startswith(ROLLED_BACK) else ""
+        self.pair = self.here.catalogue.pause(self.pair.id, here + also)
+        faults.at("rollback.paused")
 
     def conclude(self) -> RunReport:
         """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""

@@ -15,7 +15,7 @@ from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, HardwareChange, RunReport, Slice, SyncPlan
 from workers.point import Reader
-from workers.replica_held import nonce
+from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
 from workers.transfer import copy, in_slices
 from workers.vsphere import replica, snapshots
@@ -30,6 +30,7 @@ class ReplicaTarget(NewReplica):
     def nothing_new(self) -> str | None:
         if self.decision.mode != "nothing":
             return None
+        self._stay_there()
         if self.cursor is not None and self.cursor.state == "committed":
             self._conclude_for_the_dead(self.cursor)
         return self.decision.reason
@@ -63,6 +64,7 @@ class ReplicaTarget(NewReplica):
             self._ask(changes, extents)
             self.live.remember(situation=situation)
             self._explain(changes, extents)
+        self._stay_there()
         self.store.pin(self.pair.source, self.goal.id, self._holder())
         faults.at("pin.after")
         if self.state is None:
@@ -119,7 +121,10 @@ class ReplicaTarget(NewReplica):
         policy = approval.strictest(policies_of(self.here, self.pair.source, lambda group: aim in group.targets))
         synced = self.here.catalogue.sync_point(self.pair.id) is not None
         first, again = plan.in_full(self._worded(changes, extents), synced=synced)
-        self.live.may_read_all(policy, first=first, again=again)
+        yes = None
+        if (back_to := self.live.recall(BACK_TO)) is not None:  # an approval would let the next sync go elsewhere
+            yes = f"`understudy rollback {self.pair.vm} --to {back_to} --full`"
+        self.live.may_read_all(policy, first=first, again=again, yes=yes)
 
     def _explain(self, changes: Sequence[HardwareChange], extents: Mapping[str, Extents]) -> None:
         worded = self._worded(changes, extents)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from workers import faults
 from workers.models import Pair, RestorePoint, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.point import Reader
 from workers.replica import Replica
-from workers.replica_held import BACK_TO
+from workers.replica_held import BACK_TO, ROLLED_BACK
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.store import Store
 from workers.sync import sync
-
-#: begins the reason of a pause that keeps a replica at an older point
-ROLLED_BACK = "rolled back to "
 
 
 def target_of(pair: str) -> str:
@@ -40,10 +36,6 @@ def _replicate(live: Live) -> RunReport:
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     target = ReplicaTarget(live, pair)
-    if back_to is not None and pair.paused is None:  # before a byte is written, so that no tick comes in between
-        reason = f"{ROLLED_BACK}{back_to} on request; it stays there until it is resumed"
-        target.pair = live.here.catalogue.pause(pair.id, reason)
-        faults.at("rollback.paused")
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from workers import backup, plan
+from workers import backup, faults, plan
 from workers.errors import BadInput, NeedsPerson, NotFound, Refused, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint, Run, RunKind, RunReport, Trigger, VmState
+from workers.restore_held import holder
 from workers.restore_order import Order, Wish, order_of
 from workers.restore_target import RestoreTarget
 from workers.run import Here, Live, NotYet, execute
@@ -63,6 +64,7 @@ def run(here: Here, run_id: str) -> RunReport:
 
 def _restore(live: Live) -> RunReport:
     order = Order.model_validate_json(live.recall("order") or "")
+    _hold_point(live, order)
     target = RestoreTarget(live, order)
     if target.written:
         return target.conclude()
@@ -71,6 +73,14 @@ def _restore(live: Live) -> RunReport:
         _keep_undo(live, order, target)
         target = RestoreTarget(live, order)  # the backup may have taken its time
     return sync(target, target, live)
+
+
+def _hold_point(live: Live, order: Order) -> None:
+    """Before all else: the backup of what the original holds now is one point more, for which another one may go."""
+    live.remember(pinned="yes")
+    store = Store.open(live.here.settings.store(order.store).path)
+    store.pin(order.source, order.point, holder(live.here.catalogue.realm, live.run.id))
+    faults.at("restore.pinned")
 
 
 def _keep_undo(live: Live, order: Order, target: RestoreTarget) -> None:

@@ -33,9 +33,6 @@ class RestoreTarget(HeldVm):
         return None  # somebody asked for just this
 
     def take(self) -> Mapping[str, Extents]:
-        self.store.pin(self.order.source, self.order.point, holder(self.live.here.catalogue.realm, self.live.run.id))
-        self.live.remember(pinned="yes")
-        faults.at("restore.pinned")
         if self.state is None:
             self._build()
         else:

@@ -22,6 +22,8 @@ def pair_of(here: Here, vm: str, target: str | None) -> Pair:
     if not found:
         wanted = f"to the recovery target {target} " if target else ""
         raise NotFound(f"the VM {vm} has no replica {wanted}here; `understudy status` shows those there are")
+    if len(sources := {p.source for p in found}) > 1:
+        raise BadInput(f"several VMs are called {vm}; say which by its instance UUID: {', '.join(sorted(sources))}")
     if len(found) > 1:
         names = ", ".join(f"{p.recovery_target} ({p.site}/{p.replica_name})" for p in found)
         raise BadInput(f"{vm} has {len(found)} replicas; say which with --target: {names}")
@@ -50,8 +52,9 @@ def _sequence(points: list[PointSummary], held: str) -> int:
     return next((p.seq for p in points if p.id == held), int(held.partition("-")[0]))
 
 
-def request(here: Here, pair: Pair, point: str) -> tuple[Run, bool]:
-    """The run that brings the pair's replica to `point`, or the live one that does just that."""
+def request(here: Here, pair: Pair, point: str, *, full: str | None = None) -> tuple[Run, bool]:
+    """The run that brings the pair's replica to `point`, or the live one that does just that. `full`: why every block
+    is compared."""
     run, made = here.catalogue.request_run(
         RunKind.SYNC,
         target_of(pair.id),
@@ -59,7 +62,7 @@ def request(here: Here, pair: Pair, point: str) -> tuple[Run, bool]:
         site=pair.site,
         trigger=Trigger.AD_HOC,
         pair=pair.id,
-        memory={BACK_TO: point},
+        memory={BACK_TO: point, **({"full": full} if full else {})},
     )
     if run.memory.get(BACK_TO) != point:
         raise Refused(
@@ -69,6 +72,6 @@ def request(here: Here, pair: Pair, point: str) -> tuple[Run, bool]:
     return run, made
 
 
-def preview(here: Here, pair: Pair, point: str) -> SyncPlan:
+def preview(here: Here, pair: Pair, point: str, *, full: str | None = None) -> SyncPlan:
     """What the rollback would do now, and why. Reads only."""
-    return Replica(here, pair, back_to=point).plan()
+    return Replica(here, pair, back_to=point, full=full).plan()

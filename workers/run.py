@@ -137,19 +137,20 @@ class Live:
         if time.monotonic() > self.deadline:
             raise OutOfTime
 
-    def may_read_all(self, policy: approval.Policy, *, first: int, again: int) -> None:
-        """Raise `ApprovalNeeded` where the policy wants a person to be asked, and none has said yes (approval.py)."""
+    def may_read_all(self, policy: approval.Policy, *, first: int, again: int, yes: str | None = None) -> None:
+        """Raise `ApprovalNeeded` where the policy wants a person to be asked, and none has said yes (approval.py).
+        `yes`: the command that says it, where it is not the usual one."""
         why = approval.objection(policy, first=first, again=again)
-        if why is None:
+        if why is None or self.recall("allowed") is not None:
             return
         if self.recall("full") is not None or self.recall("discard") is not None:
-            return  # asked for by name
+            return self.remember(allowed="yes")  # asked for by name; those words go before the run ends
         said = self.here.catalogue.holds(self.run.target).get(self.run.target, {}).get(HoldKind.APPROVED)
         if said is not None and policy.full != "never":
             self.note(f"{why}: approved by {said.who} ({said.reason})")
             return
         verb = f"`understudy {self.run.kind} {self.run.vm} --full`"
-        yes = verb if policy.full == "never" else f"`understudy approve {self.run.vm}`, or {verb},"
+        yes = yes or (verb if policy.full == "never" else f"`understudy approve {self.run.vm}`, or {verb},")
         raise ApprovalNeeded(f"{why}. Nothing was read or written yet; {yes} lets it be done once", first + again)
 
     def report(self, outcome: str, reason: str, point: str | None = None) -> RunReport:

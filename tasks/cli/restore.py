@@ -91,6 +91,8 @@ def rollback(
         str | None, typer.Option("--to", metavar="POINT", help="As in `restore --point`; default: the one before.")
     ] = None,
     target: Annotated[str | None, typer.Option("--target", help="Of which replica, where there are several.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all of the replica, write what differs.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why --full; kept in the run.")] = "no reason given",
     wait: Wait = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would be done, and why.")] = False,
     json: Json = False,
@@ -102,11 +104,13 @@ def rollback(
     Example: understudy rollback web-01 --to 00000041 --wait
     """
     from tasks import ask_recovery
+    from tasks.cli.work import why_full
 
+    why = why_full(full, reason)
     if plan:
-        ask_recovery.plan_rollback(vm, to, target, as_json=json)
+        ask_recovery.plan_rollback(vm, to, target, full=why, as_json=json)
     else:
-        ask_recovery.rollback(vm, to, target, wait=wait, as_json=json)
+        ask_recovery.rollback(vm, to, target, full=why, wait=wait, as_json=json)
 
 
 @app.command()

@@ -28,7 +28,7 @@ def backup(
     """
     from tasks import ask
 
-    ask.backup(vms, wait=wait, full=_full(full, reason), as_json=json)
+    ask.backup(vms, wait=wait, full=why_full(full, reason), as_json=json)
 
 
 @app.command()
@@ -54,14 +54,14 @@ def sync(
     """
     from tasks import ask
 
-    why, targets = _full(full, reason), target or []
+    why, targets = why_full(full, reason), target or []
     if plan:
         ask.plan(vms, discard_changes=discard_changes, full=why, targets=targets, as_json=json)
     else:
         ask.sync(vms, wait=wait, discard_changes=discard_changes, full=why, targets=targets, as_json=json)
 
 
-def _full(wanted: bool, reason: str) -> str | None:
+def why_full(wanted: bool, reason: str) -> str | None:
     from tasks.cli.pairs import person
 
     return f"{person()} asked to compare every block ({reason})" if wanted else None
