@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 
 from workers import backup, due, quarantine, replicate, scrub, store_scrub, verify
-from workers.destination import governing, of_member
+from workers.destination import governing, name_of_member
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
 from workers.members import members as members
@@ -91,7 +91,7 @@ def pair_of(here: Here, member: Member, known: Mapping[tuple[str, str], Pair] | 
 def _replica_name(here: Here, member: Member, target: str) -> str:
     vm = member.vm.identity.name
     group = governing(here.settings, member.groups, vm, target) or member.name
-    return of_member(here.settings, group, vm, target).name
+    return name_of_member(here.settings, group, vm, target)
 
 
 def objection(here: Here, member: Member) -> str | None:

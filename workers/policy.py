@@ -8,6 +8,7 @@ layered entry by entry. So a key that is added to a model is layered, shown and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from workers.models import Model
@@ -111,25 +112,27 @@ def _chosen(key: str, holding: Sequence[Layer]) -> Chosen:
     return merged, {"": saying[0].table, **origins}
 
 
-def _field(model: Model, key: str) -> str:
-    return next(name for name, field in type(model).model_fields.items() if (field.alias or name) == key)
+@cache
+def _field(model: type[Model], key: str) -> str:
+    return next(name for name, field in model.model_fields.items() if (field.alias or name) == key)
 
 
 def _value(model: Model, key: str) -> Any:
-    return getattr(model, _field(model, key))
+    return getattr(model, _field(type(model), key))
 
 
 def _says(model: Model, key: str) -> bool:
     """Whether somebody wrote it there: a default says nothing."""
-    return _field(model, key) in model.model_fields_set and _value(model, key) is not None
+    return _field(type(model), key) in model.model_fields_set and _value(model, key) is not None
 
 
 def replica_name(found: Sequence[Layer], vm: str) -> tuple[str, tuple[str, ...]]:
     """What the replica is called, and whence. A VM that becomes one keeps its name (given as a UUID at first)."""
-    chosen = resolved(found)
-    for key in ("existing", "name"):
-        if key in chosen and chosen[key][0] is not None:
-            return chosen[key][0], chosen[key][1][""]
+    for key in ("existing", "name"):  # these alone: a tick of dispatch asks it of each VM
+        holding = [layer for layer in found if key in shape.keys(type(layer.model))]
+        value, origins = _chosen(key, holding) if holding else (None, {"": DEFAULT})
+        if value is not None:
+            return value, origins[""]
     aim = next(layer for layer in found if isinstance(layer.model, RecoveryTarget))
     assert isinstance(aim.model, RecoveryTarget)
     written = aim.model.model_fields_set & {"prefix", "suffix"}

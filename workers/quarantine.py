@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from workers.models import Run
 from workers.settings import Tuning, seconds
 
 
@@ -73,20 +74,11 @@ def pause(family: str, tuning: Tuning, attempt: int) -> float:
     return float(min(first * 2 ** (attempt - 1), LONGEST_PAUSE))
 
 
-class LastRun(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def ended(self) -> datetime | None: ...
-
-
 class Ended(Protocol):
     """How a target's last run ended: workers.catalogue.Ended."""
 
     @property
-    def run(self) -> LastRun: ...
+    def run(self) -> Run: ...
     @property
     def family(self) -> str | None: ...
     @property

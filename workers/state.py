@@ -9,6 +9,7 @@ from typing import Protocol
 
 from workers import quarantine
 from workers.models import Model, Pair, Run, RunState, SyncPoint
+from workers.quarantine import Ended
 from workers.settings import Tuning
 
 
@@ -66,21 +67,6 @@ class Point(Protocol):
     def id(self) -> str: ...
     @property
     def data_time(self) -> datetime: ...
-
-
-class Ended(Protocol):
-    """How the last run ended: workers.catalogue.Ended."""
-
-    @property
-    def run(self) -> Run: ...
-    @property
-    def family(self) -> str | None: ...
-    @property
-    def failures(self) -> int: ...
-    @property
-    def since(self) -> datetime | None: ...
-    @property
-    def blamed(self) -> str | None: ...
 
 
 class Held(Protocol):

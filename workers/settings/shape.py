@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -21,8 +22,9 @@ def dotted(key: Sequence[int | str]) -> str:
     return ".".join(part if _PLAIN.fullmatch(part) else json.dumps(part, ensure_ascii=False) for part in map(str, key))
 
 
-def keys(model: type[Model]) -> dict[str, FieldInfo]:
-    """A model's fields by the names that a file gives them."""
+@cache
+def keys(model: type[Model]) -> Mapping[str, FieldInfo]:
+    """A model's fields by the names that a file gives them. Remembered: dispatch asks it for each VM of thousands."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
