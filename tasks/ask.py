@@ -18,6 +18,7 @@ from tasks.app import adhoc_queue, here
 from tasks.dispatch import discover, send_requested
 from tasks.follow import follow
 from workers import dispatch, replicate, store_scrub
+from workers import forget as forgetting
 from workers.errors import BadInput, BrokerUnreachable, NotFound, TargetBusy
 from workers.models import RunKind, RunState
 
@@ -125,8 +126,12 @@ def forget(
         show.say("to do it: the same with --yes")
         raise typer.Exit(1)
     memory = {"who": who, "reason": reason, **({"with_replica": "yes"} if with_replica else {})}
-    said = send_requested(care.request_runs(pair, RunKind.FORGET, memory))
-    _wait([each["run"] for each in said], as_json=as_json, reasons=True)
+    requested = care.request_runs(pair, RunKind.FORGET, memory)
+    if forgetting.is_orphan(here(), pair):  # nobody takes messages of its site
+        forgetting.run(here(), requested[0][0].id)
+    else:
+        send_requested(requested)
+    _wait([run.id for run, _ in requested], as_json=as_json, reasons=True)
 
 
 def request(vms: Sequence[str], ask: Callable[[str], list[Any]], *, wait: bool, as_json: bool) -> None:

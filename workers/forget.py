@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 
 from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, datastore_file
-from workers.errors import ConfigError, Foreign, NotFound, Touched
+from workers.errors import ConfigError, Foreign, NotFound, Refused, Touched
 from workers.models import Pair, RunKind, RunReport, RunState, VmState
+from workers.pins_elsewhere import unpin_elsewhere
 from workers.replica import descriptor_cids, read_cursor
 from workers.run import Here, Live, execute
 from workers.settings import seconds
@@ -29,12 +30,15 @@ def run(here: Here, run_id: str) -> RunReport:
 def _forget(live: Live) -> RunReport:
     here = live.here
     pair = here.catalogue.pair(live.run.target.removeprefix("pair:"))
-    session = connect(pair.site, here.settings.site(pair.site))
-    state = _find(session, pair)
-    if live.recall("with_replica") is not None:
-        _remove(live, session, pair, state)
+    if not is_orphan(here, pair):
+        session = connect(pair.site, here.settings.site(pair.site))
+        state = _find(session, pair)
+        if live.recall("with_replica") is not None:
+            _remove(live, session, pair, state)
+        else:
+            _release(live, session, pair, state)
     else:
-        _release(live, session, pair, state)
+        _give_up_the_site(live, pair)
     _unpin(live, pair)
     faults.at("forget.unpinned")
     who, reason = live.recall("who") or "somebody", live.recall("reason") or "no reason given"
@@ -42,6 +46,21 @@ def _forget(live: Live) -> RunReport:
     faults.at("forget.forgotten")
     report = live.report("succeeded", f"the pair of {pair.vm} and {pair.site}/{pair.replica_name} is forgotten")
     return live.finish(RunState.SUCCEEDED, report)
+
+
+def is_orphan(here: Here, pair: Pair) -> bool:
+    """Whether no worker can do it: the replica's site is gone for good. Then it is done where it is asked for."""
+    return pair.site not in here.settings.sites
+
+
+def _give_up_the_site(live: Live, pair: Pair) -> None:
+    gone = f"the site {pair.site} is not in the configuration any more"
+    if live.recall("with_replica") is not None:
+        raise Refused(
+            f"{gone}, so that {pair.replica_name} there can not be removed; nothing was done. Forget the pair without "
+            f"--with-replica, or add sites.{pair.site} again"
+        )
+    live.note(f"{gone}: {pair.replica_name} there, if it still is, keeps our marks")
 
 
 def _find(session: Session, pair: Pair) -> VmState | None:
@@ -144,10 +163,11 @@ def _unpin(live: Live, pair: Pair) -> None:
         store = Store.open(live.here.settings.store(pair.store).path)
     except ConfigError as err:
         live.note(f"the pins of this pair stay in the store {pair.store}: {err}")
-        return
+        return unpin_elsewhere(live.here, pair)
     for point, holders in store.pins(pair.source).items():
         if holder in holders:
             store.unpin(pair.source, point, holder)
+    unpin_elsewhere(live.here, pair)
 
 
 def _patience(live: Live) -> float:

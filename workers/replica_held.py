@@ -13,6 +13,7 @@ from workers import faults, plan
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
+from workers.pins_elsewhere import unpin_elsewhere
 from workers.replica import CURSOR, Replica, read_cursor
 from workers.run import Live
 from workers.settings import seconds
@@ -72,6 +73,7 @@ class HeldReplica(Replica):
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
+        unpin_elsewhere(self.here, self.pair)
         faults.at("catalogue.before")
         point = self.here.catalogue.commit_sync(
             self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read

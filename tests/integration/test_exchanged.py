@@ -1,0 +1,75 @@
+"""What a pair followed or stood on is exchanged, or gone for good: its store, its site."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.command import forgetting, run
+from tests.integration.world import MIB, World
+from workers import backup, dispatch, forget, replicate
+from workers.catalogue import HoldKind
+from workers.errors import Refused
+from workers.models import RunKind, RunState, Trigger
+from workers.run import Here
+from workers.settings import StoreSettings, load
+from workers.store import Store
+
+
+def holders(store: Store, uuid: str) -> set[str]:
+    return {holder for several in store.pins(uuid).values() for holder in several}
+
+
+def made(world: World, name: str) -> str:
+    world.make_vm(name, 4 * MIB)
+    world.scribble(name, 1)
+    world.backup(name)
+    world.sync(name)
+    return world.state(name).identity.instance_uuid
+
+
+def test_a_store_that_was_exchanged_is_not_held_any_more(world: World) -> None:
+    """The pin in the store before stayed for ever, and with it the restore point."""
+    uuid = made(world, "moved")
+    holder = f"{world.catalogue.realm}:{world.pair('moved').id}"
+    assert holders(world.store, uuid) == {holder}
+    second = Store.create(world.folder / "second")
+    group = world.settings.groups["all"].model_copy(update={"store": "second"})
+    stores = {**world.settings.stores, "second": StoreSettings(path=world.folder / "second")}
+    here = Here(world.settings.model_copy(update={"stores": stores, "groups": {"all": group}}), world.catalogue)
+    (member,) = dispatch.find(here, "moved")
+    report = backup.run(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0].id)
+    world.keep("moved", report)
+    pair = dispatch.pair_of(here, member)
+    assert pair is not None and pair.store == "second"
+    run_ = dispatch.request_sync(here, pair, Trigger.AD_HOC)[0]
+    assert replicate.run(here, run_.id).outcome == "succeeded"
+    world.assert_replica_is("moved", str(report.point))
+    assert holders(second, uuid) == {holder} and holders(world.store, uuid) == set()
+
+
+def test_a_pair_whose_site_is_gone_for_good_can_be_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No worker takes messages of such a site, so that its pins could never go."""
+    uuid = made(world, "burned")
+    pair = world.pair("burned")
+    whole = world.config.read_text()
+    before, _, rest = whole.partition("[sites.dr]")
+    _, stores, after = rest.partition("[stores.main]")
+    targets, groups, policy = after.partition("[groups.all]")
+    gone = before + stores + targets.partition("[targets.recovery]")[0] + groups + policy
+    world.config.write_text(gone.replace('target = "recovery"\n', ""))
+    here = Here(load(world.config), world.catalogue)
+    run_, _ = dispatch.request_care(here, pair, RunKind.FORGET, memory={"who": "ann", "with_replica": "yes"})
+    with pytest.raises(Refused, match=r"site dr .*without --with-replica"):
+        forget.run(here, run_.id)
+    monkeypatch.setenv("UNDERSTUDY_CONFIG", str(world.config))
+    with forgetting():
+        assert run("forget", "burned", "--with-replica", "--yes") == 1
+        assert run("forget", "burned", "--reason", "it burned", "--yes") == 0
+    said = capsys.readouterr()
+    assert "without --with-replica" in said.err and "Traceback" not in said.err
+    assert "the site dr is not in the configuration any more" in said.out
+    assert holders(world.store, uuid) == set()
+    assert HoldKind.FORGOTTEN in world.catalogue.holds(f"pair:{pair.id}")[f"pair:{pair.id}"]
+    assert world.catalogue.runs("burned", kind=RunKind.FORGET)[0].state is RunState.SUCCEEDED
