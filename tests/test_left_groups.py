@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from tests.catalogue import some
 from tests.paired import PLACES, age_farewells, changed, configured, identity, seen
-from workers import prune
-from workers.members import policies_of, settle
+from workers import dispatch, grace, prune
+from workers.members import Roll, policies_of, settle
 from workers.run import Here
 from workers.settings import Group, Keep
 
@@ -108,3 +108,19 @@ def test_what_holds_a_point_is_asked_without_reading_all_pairs(here: Here) -> No
         "p1": ["pinned by replica dr-site/web-01_replica", "pinned by somebody"]
     }
     assert len(original()) == 21 and rows[0] > rows[-1], "the first was about one VM"
+
+
+def test_a_vm_of_which_only_a_forgotten_pair_is_left_is_not_listed_for_ever(here: Here, tmp_path: Path) -> None:
+    far = '[targets.far]\nsite = "dr"\ndatastore = "ds"\n'
+    here = lived_through(here, tmp_path, far + ALL + 'target = "far"\n')
+    dispatch.dispatch(here, here.catalogue.now())
+    (pair,) = here.catalogue.pairs()
+    seen(here, "web-2")
+    settle(here)
+    age_farewells(here, 400)
+    seen(here, "web-2")
+    grace.forget_strangers(here, here.catalogue.now())
+    assert [row.vm for row in Roll(here).left()] == ["uuid-web-1"], "its pair is kept"
+    here.catalogue.forget_pair(pair.id, who="ann", reason="sold")
+    grace.forget_strangers(here, here.catalogue.now())
+    assert Roll(here).left() == []

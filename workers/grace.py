@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from workers.catalogue import Membership
+from workers.catalogue import HoldKind, Membership
 from workers.members import Roll
 from workers.run import Here
 
@@ -43,8 +43,11 @@ def over(roll: Roll, now: datetime) -> list[str]:
 
 
 def forget_strangers(here: Here, now: datetime) -> None:
-    """A VM of which nothing is kept, and whose grace is over, is not listed any more."""
-    kept = {point.vm for point in here.catalogue.newest_points()} | {pair.source for pair in here.catalogue.pairs()}
+    """A VM of which nothing is kept, and whose grace is over, is not listed any more. A pair that was forgotten is
+    history, and keeps nothing."""
+    forgotten = {target for target, held in here.catalogue.holds().items() if HoldKind.FORGOTTEN in held}
+    pairs = (pair for pair in here.catalogue.pairs() if f"pair:{pair.id}" not in forgotten)
+    kept = {point.vm for point in here.catalogue.newest_points()} | {pair.source for pair in pairs}
     for uuid in over(Roll(here), now):
         if uuid not in kept:
             here.catalogue.drop_memberships(uuid)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tests.catalogue.some import LONG, claimed, request
 from tests.services import Postgres
 from workers.catalogue import Catalogue
-from workers.errors import CatalogueUnreachable, ConfigError, FencedOut, LoginFailed, NoSpace, UnderstudyError
+from workers.errors import BadInput, CatalogueUnreachable, ConfigError, FencedOut, LoginFailed, NoSpace, UnderstudyError
 from workers.models import RunState
 
 #: Another process: takes the locks that a run's start takes, says so, and keeps them until its input ends.
@@ -232,3 +232,11 @@ def test_a_fork_while_threads_work(catalogue: Catalogue) -> None:
 def _use(catalogue: Catalogue, number: int) -> None:
     for n in range(5):
         assert request(catalogue, f"child-{number}-{n}")[1]
+
+
+def test_a_text_that_no_database_takes_is_the_askers_fault(catalogue: Catalogue) -> None:
+    """PostgreSQL has no NUL in a text. It was said to be away, and the request to be tried again."""
+    try:
+        assert catalogue.pairs("web\0") == []
+    except BadInput as err:
+        assert "NUL" in str(err) and catalogue.url.startswith("postgresql")

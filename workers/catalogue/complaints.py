@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from workers.errors import (
+    BadInput,
     CatalogueUnreachable,
     ConfigError,
     LoginFailed,
@@ -26,6 +27,8 @@ def translate(err: SQLAlchemyError, name: str, lock_wait: float) -> UnderstudyEr
     said = str(err.orig).strip().splitlines()[0] if str(err.orig).strip() else type(err.orig).__name__
     if name.startswith("sqlite"):
         return _sqlite(said, name, lock_wait) or _unexpected(name, said)
+    if isinstance(err, DataError):
+        return BadInput(f"the catalogue {name} can not hold what was given: {said}")
     code = getattr(err.orig, "sqlstate", None)
     if code:
         return _postgresql(code, said, name, lock_wait) or _unexpected(name, said)
