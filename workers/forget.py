@@ -30,6 +30,7 @@ def run(here: Here, run_id: str) -> RunReport:
 def _forget(live: Live) -> RunReport:
     here = live.here
     pair = here.catalogue.pair(live.run.target.removeprefix("pair:"))
+    store = _store(live, pair)
     if not is_orphan(here, pair):
         session = connect(pair.site, here.settings.site(pair.site))
         state = _find(session, pair)
@@ -39,7 +40,7 @@ def _forget(live: Live) -> RunReport:
             _release(live, session, pair, state)
     else:
         _give_up_the_site(live, pair)
-    _unpin(live, pair)
+    _unpin(live, pair, store)
     faults.at("forget.unpinned")
     who, reason = live.recall("who") or "somebody", live.recall("reason") or "no reason given"
     here.catalogue.forget_pair(pair.id, who=who, reason=reason)
@@ -157,15 +158,20 @@ def _locked(live: Live, state: VmState) -> Iterator[None]:
         yield
 
 
-def _unpin(live: Live, pair: Pair) -> None:
-    holder = f"{live.here.catalogue.realm}:{pair.id}"
+def _store(live: Live, pair: Pair) -> Store | None:
+    """Opened before anything is touched: it may not be mounted here."""
     try:
-        store = Store.open(live.here.settings.store(pair.store).path)
+        configured = live.here.settings.store(pair.store)
     except ConfigError as err:
         live.note(f"the pins of this pair stay in the store {pair.store}: {err}")
-        return unpin_elsewhere(live.here, pair)
-    for point, holders in store.pins(pair.source).items():
-        if holder in holders:
+        return None
+    return Store.open(configured.path)
+
+
+def _unpin(live: Live, pair: Pair, store: Store | None) -> None:
+    holder = f"{live.here.catalogue.realm}:{pair.id}"
+    if store is not None:
+        for point in (point for point, holders in store.pins(pair.source).items() if holder in holders):
             store.unpin(pair.source, point, holder)
     unpin_elsewhere(live.here, pair)
 

@@ -8,7 +8,7 @@ from tests.command import forgetting, run
 from tests.integration.world import MIB, World
 from workers import backup, dispatch, forget, replicate
 from workers.catalogue import HoldKind
-from workers.errors import Refused
+from workers.errors import NotFound, Refused
 from workers.models import RunKind, RunState, Trigger
 from workers.run import Here
 from workers.settings import StoreSettings, load
@@ -45,6 +45,22 @@ def test_a_store_that_was_exchanged_is_not_held_any_more(world: World) -> None:
     assert replicate.run(here, run_.id).outcome == "succeeded"
     world.assert_replica_is("moved", str(report.point))
     assert holders(second, uuid) == {holder} and holders(world.store, uuid) == set()
+
+
+def test_a_store_that_is_not_mounted_is_said_before_the_replica_is_touched(world: World) -> None:
+    """The replica was removed, and then the pair could not be forgotten."""
+    uuid = made(world, "away")
+    pair = world.pair("away")
+    path = world.settings.stores["main"].path
+    path.rename(world.folder / "elsewhere")
+    asked = dispatch.request_care(world.here, pair, RunKind.FORGET, memory={"who": "ann", "with_replica": "yes"})[0]
+    with pytest.raises(NotFound, match="check the path and that it is mounted"):
+        forget.run(world.here, asked.id)
+    (world.folder / "elsewhere").rename(path)
+    assert "understudy.cursor" in world.state(pair.replica_name, "dr").notes
+    asked = dispatch.request_care(world.here, pair, RunKind.FORGET, memory={"who": "ann", "with_replica": "yes"})[0]
+    assert forget.run(world.here, asked.id).outcome == "succeeded"
+    assert holders(world.store, uuid) == set()
 
 
 def test_a_pair_whose_site_is_gone_for_good_can_be_forgotten(
