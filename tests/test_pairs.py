@@ -236,6 +236,11 @@ def test_only_what_waits_is_approved(here: Here) -> None:
     end(here, run_, state=RunState.NEEDS_APPROVAL)
     assert holding.approve(here, files, **ANN).done
     assert HoldKind.APPROVED in here.catalogue.holds(files.target)[files.target]
+    holding.pause(here, files, **ANN)
+    said = holding.approve(here, files, **ANN).sentence
+    assert "but it is paused: it starts after `understudy resume file-1`" in said
+    assert ("file-1", "backup") not in due(here)
+    holding.resume(here, files)
     assert ("file-1", "backup") in due(here)
 
 

@@ -226,7 +226,11 @@ def approve(here: Here, subject: Subject, *, who: str, reason: str) -> Answer:
             "the same, once, or change groups.<name>.full"
         )
     here.catalogue.hold(subject.target, HoldKind.APPROVED, who=who, reason=reason)
-    return _answer(subject, f"approved, it starts at the next tick: {last.run.memory.get('approval', '')}")
+    held = here.catalogue.holds(subject.target)[subject.target]
+    off = next((kind for kind in ENDS if kind in held), None)
+    when = "it starts at the next tick" if off is None else f"but it is {off}: it starts after `understudy {ENDS[off]}"
+    when += f" {subject.vm}`" if off is not None else ""
+    return _answer(subject, f"approved, {when}: {last.run.memory.get('approval', '')}")
 
 
 def refused(subject: Subject, why: Exception) -> Answer:
