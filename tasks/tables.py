@@ -198,15 +198,17 @@ def points(found: Sequence[Kept]) -> None:
         *("store", "point", "time of data (UTC)", "consistency", "disks", "read", "changed", "stored", "kept as"),
         right=("read", "changed", "stored"),
     )
+    several = len({point.source for point in found}) > 1
     for point in found:
         rows.add_row(
-            *(point.store, point.id, show.moment(point.data_time), point.consistency),
+            f"{point.store}, VM {point.source}" if several else point.store,
+            *(point.id, show.moment(point.data_time), point.consistency),
             ", ".join(f"{disk.label}: {disk.mode}" for disk in point.disks) or "-",
             *(
                 show.size(point.read),
                 show.size(point.changed),
                 show.size(point.stored),
-                ", ".join(point.kept_as) or "goes at the next prune",
+                ", ".join(point.kept_as) or ("not known here" if point.remark else "goes at the next prune"),
             ),
         )
     show.console().print(rows)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.catalogue import some
 from tests.command import forgetting, run
-from tests.paired import changed, configured, end, seen
+from tests.paired import changed, configured, end, identity, seen
 from workers import dispatch, holding, policy
 from workers.destination import of_pair
 from workers.errors import BadInput
@@ -223,3 +224,18 @@ def test_what_no_group_wants_any_more_is_said_as_it_is(here: Here, tmp_path: Pat
     replica = next(line for line in overview(without, ["db-1"]) if line.pair is not None)
     assert "do not replicate it to far" in replica.remark
     assert "understudy forget db-1 --target far" in replica.remark
+
+
+@pytest.mark.usefixtures("command")
+def test_points_of_a_store_that_can_not_be_read_do_not_seem_to_go(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no store at its path, and another one is not configured: nobody here knows what keeps these points."""
+    for name, uuid in (("main", "uuid-web-1"), ("old", "uuid-dr-web-1")):
+        who = identity("web-1").model_copy(update={"instance_uuid": uuid})
+        here.catalogue.record_point(name, some.restore_point(1).model_copy(update={"vm": who}))
+    assert run("points", "web-1") == 0
+    said = capsys.readouterr().out
+    assert said.count("not known here") == 2 and "goes at the next prune" not in said
+    assert "the store old is not in the configuration any more" in said and "main can not be read from here" in said
+    assert "main, VM uuid-web-1" in said and "old, VM uuid-dr-web-1" in said, "two VMs had that name"

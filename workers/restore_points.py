@@ -29,6 +29,8 @@ class Kept(Model):
     """A restore point. What only its store knows is empty when that can not be read from here; `remark` says so."""
 
     store: str
+    #: the VM's instance UUID: several may have had the name that was asked for
+    source: str
     id: str
     seq: int
     parent: str | None
@@ -39,7 +41,8 @@ class Kept(Model):
     changed: int
     stored: int
     disks: tuple[KeptDisk, ...] = ()
-    #: why it is kept: the rules that keep it, and who holds it; empty = it goes at the next prune
+    #: why it is kept: the rules that keep it, and who holds it; empty = it goes at the next prune, or, with a remark,
+    #: nobody here knows
     kept_as: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     remark: str = ""
@@ -56,6 +59,10 @@ def kept(here: Here, name: str) -> list[Kept]:
             except UnderstudyError as err:
                 remark = f"the store {store} can not be read from here ({err}); this is what the catalogue knows of it"
                 found += [_of_catalogue(point, remark) for point in here.catalogue.points(uuid, store)]
+    for point in (point for uuid in uuids for point in here.catalogue.points(uuid)):
+        if point.store not in here.settings.stores:
+            remark = f"the store {point.store} is not in the configuration any more; this is what the catalogue knows"
+            found.append(_of_catalogue(point, remark))
     return found
 
 
@@ -131,6 +138,7 @@ def _of_store(here: Here, store: str, opened: Store, uuid: str) -> list[Kept]:
 def _line(store: str, point: RestorePoint, kept_as: Sequence[str]) -> Kept:
     return Kept(
         store=store,
+        source=point.vm.instance_uuid,
         id=point.id,
         seq=point.seq,
         parent=point.parent,
@@ -161,6 +169,7 @@ def _disk(part: PointDisk) -> KeptDisk:
 def _of_catalogue(point: PointSummary, remark: str) -> Kept:
     return Kept(
         store=point.store,
+        source=point.vm,
         id=point.id,
         seq=point.seq,
         parent=point.parent,
