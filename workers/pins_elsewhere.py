@@ -8,8 +8,11 @@ from workers.run import Here, storage_in_words
 from workers.store import Store
 
 
-def unpin_elsewhere(here: Here, pair: Pair) -> None:
-    """In every other store that can be reached from here; one that can not be is looked at again by the next commit."""
+def unpin_elsewhere(here: Here, pair: Pair, *, kept: str = "") -> None:
+    """In every other store that can be reached from here; one that can not be is looked at again by the next commit.
+
+    `kept`: the id of the store that the pair follows, for that may be configured under a second name.
+    """
     holder = f"{here.catalogue.realm}:{pair.id}"
     for name, configured in here.settings.stores.items():
         if name == pair.store:
@@ -17,7 +20,7 @@ def unpin_elsewhere(here: Here, pair: Pair) -> None:
         try:
             with storage_in_words():
                 store = Store.open(configured.path)
-                for point, holders in store.pins(pair.source).items():
+                for point, holders in store.pins(pair.source).items() if store.id != kept else ():
                     if holder in holders:
                         store.unpin(pair.source, point, holder)
         except UnderstudyError:

@@ -73,7 +73,7 @@ class HeldReplica(Replica):
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
-        unpin_elsewhere(self.here, self.pair)
+        unpin_elsewhere(self.here, self.pair, kept=self.store.id)
         faults.at("catalogue.before")
         point = self.here.catalogue.commit_sync(
             self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read

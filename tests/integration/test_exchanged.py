@@ -34,7 +34,8 @@ def test_a_store_that_was_exchanged_is_not_held_any_more(world: World) -> None:
     assert holders(world.store, uuid) == {holder}
     second = Store.create(world.folder / "second")
     group = world.settings.groups["all"].model_copy(update={"store": "second"})
-    stores = {**world.settings.stores, "second": StoreSettings(path=world.folder / "second")}
+    again = {"again": StoreSettings(path=world.folder / "second")}  # the same store under another name
+    stores = {**world.settings.stores, "second": StoreSettings(path=world.folder / "second"), **again}
     here = Here(world.settings.model_copy(update={"stores": stores, "groups": {"all": group}}), world.catalogue)
     (member,) = dispatch.find(here, "moved")
     report = backup.run(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0].id)
