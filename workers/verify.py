@@ -14,7 +14,7 @@ from workers.sync import sync
 
 def run(here: Here, run_id: str) -> RunReport:
     """Do, or go on with, a verification. Raises `ValidationFailed` where it found what it is not to mend."""
-    return execute(here, run_id, _verify)
+    return execute(here, run_id, RunKind.VERIFY, _verify)
 
 
 def request(here: Here, pair: Pair, *, repair: bool = False) -> tuple[Run, bool]:
