@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from workers import faults, plan
+from workers import faults, plan, undo_kept
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
@@ -30,6 +30,7 @@ class HeldReplica(Replica):
 
     def __init__(self, live: Live, pair: Pair) -> None:
         self.live = live
+        self._known: tuple[str, undo_kept.Kept] | None = None
         super().__init__(
             live.here,
             pair,
@@ -53,6 +54,7 @@ class HeldReplica(Replica):
             self._reread()
             self._seal(self.cursor)
         replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
+        self._over()
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
@@ -62,6 +64,29 @@ class HeldReplica(Replica):
         )
         faults.at("catalogue.after")
         return report.model_copy(update={"sync_point": point})
+
+    def _kept(self) -> undo_kept.Kept | None:
+        """What is kept of the replica's old content, as its cursor says."""
+        if self.cursor is None or not self.cursor.undo:
+            return None
+        if self._known is None or self._known[0] != self.cursor.undo:
+            self._known = self.cursor.undo, undo_kept.load(self.site.datastores, self.cursor.undo)
+        return self._known[1]
+
+    def _say_half_applied(self) -> None:
+        """The catalogue knows what the cursor says, so that a status need not look at the replica."""
+        if self.cursor is not None and self.cursor.state == "applying" and self.cursor.base is not None:
+            said = {"base": self.cursor.base, "toward": self.cursor.targets[-1], "undo": self.cursor.undo}
+            self.here.catalogue.applying(self.pair.id, **said)
+
+    def _over(self) -> None:
+        """The replica is committed and sealed: what was kept of its older content goes."""
+        assert self.state is not None
+        self.here.catalogue.applied(self.pair.id)
+        ours = {"realm": self.here.catalogue.realm, "pair": self.pair.id}
+        for sentence in undo_kept.clear(self.site.datastores, self.state, **ours):
+            self._note(sentence)
+        faults.at("undo.cleared")
 
     def _seal(self, cursor: Cursor) -> None:
         """The integrity snapshot, named after the sync point; made once."""
@@ -185,6 +210,7 @@ class HeldReplica(Replica):
         assert cursor.base is not None and self.state is not None
         found = next((p for p in self.points if p.id == cursor.base), None)
         before = self.here.catalogue.sync_point(self.pair.id)
+        same = before.change_ids if before is not None and before.point == cursor.base else {}
         return SyncPoint(
             run=cursor.run,
             pair=self.pair.id,
@@ -196,7 +222,7 @@ class HeldReplica(Replica):
             data_time=cursor.data_time or (found.data_time if found else self.here.catalogue.now()),
             committed=self.here.catalogue.now(),
             mode=self.decision.mode if self.decision.mode != "nothing" else "delta",
-            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else {},
+            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else same,
             written=0,
         )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from workers import faults
-from workers.models import Pair, RestorePoint, RunReport, RunState, SyncPlan, Trigger
-from workers.point import Reader
+from workers.models import Pair, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
 from workers.replica_held import BACK_TO
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
-from workers.store import Store
+from workers.stored_point import StoredPoint
 from workers.sync import sync
+from workers.undo import SYNC_POINT, cursor_of, roll_back
 
 #: begins the reason of a pause that keeps a replica at an older point
 ROLLED_BACK = "rolled back to "
@@ -39,11 +39,11 @@ def _replicate(live: Live) -> RunReport:
         reason = f"nothing was done, for the pair is paused: {pair.paused}; `understudy resume {pair.vm}` ends that"
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
+    if back_to == SYNC_POINT:
+        return roll_back(live, _paused(live, pair, cursor_of(live.here, pair).base))
     target = ReplicaTarget(live, pair)
-    if back_to is not None and pair.paused is None:  # before a byte is written, so that no tick comes in between
-        reason = f"{ROLLED_BACK}{back_to} on request; it stays there until it is resumed"
-        target.pair = live.here.catalogue.pause(pair.id, reason)
-        faults.at("rollback.paused")
+    if back_to is not None:
+        target.pair = _paused(live, pair, back_to)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:
@@ -51,18 +51,15 @@ def _replicate(live: Live) -> RunReport:
     return sync(StoredPoint(target.store, target.goal), target, live)
 
 
+def _paused(live: Live, pair: Pair, point: str | None) -> Pair:
+    """Before a byte is written, so that no tick comes in between."""
+    if pair.paused is not None:
+        return pair
+    held = live.here.catalogue.pause(pair.id, f"{ROLLED_BACK}{point} on request; it stays there until it is resumed")
+    faults.at("rollback.paused")
+    return held
+
+
 def _kept_back(live: Live, paused: str) -> bool:
     """A pause is about what happens by itself; after a rollback a sync by name must not undo it, either."""
     return live.run.trigger is not Trigger.AD_HOC or paused.startswith(ROLLED_BACK)
-
-
-class StoredPoint:
-    """A restore point, readable."""
-
-    def __init__(self, store: Store, point: RestorePoint | None) -> None:
-        self._store = store
-        self._point = point
-
-    def reader(self, disk: str) -> Reader:
-        assert self._point is not None
-        return self._store.reader(self._point, disk)

@@ -75,21 +75,23 @@ def create(path: Path, capacity: int) -> None:
     if path.exists():
         return
     first = _FIRST.pack(_FIRST_MAGIC, secrets.token_bytes(16), capacity)
+    replace(path, (first + blake3(first).digest()[:_DIGEST]).ljust(PAGE, b"\0"))
+
+
+def replace(path: Path, data: bytes) -> None:
+    """The whole file or what was there before, on stable storage, name included."""
     fresh = path.with_name(path.name + ".tmp")
-    with _words(path), open(fresh, "wb") as file:
-        file.write((first + blake3(first).digest()[:_DIGEST]).ljust(PAGE, b"\0"))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with _words(path):
+        with open(fresh, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 class UndoFile:
