@@ -83,8 +83,8 @@ class HeldReplica(Replica):
         """The replica is committed and sealed: what was kept of its older content goes."""
         assert self.state is not None
         self.here.catalogue.applied(self.pair.id)
-        ours = {"realm": self.here.catalogue.realm, "pair": self.pair.id}
-        for sentence in undo_kept.clear(self.site.datastores, self.state, **ours):
+        realm = self.here.catalogue.realm
+        for sentence in undo_kept.clear(self.site.datastores, self.state, realm=realm, pair=self.pair.id):
             self._note(sentence)
         faults.at("undo.cleared")
 

@@ -76,7 +76,7 @@ def reason(settings: Settings, pair: Pair) -> str | None:
 
 def prefix(realm: str, pair: str) -> str:
     """How the names of all files begin that belong to this pair."""
-    return f"understudy-undo-{realm[:8]}-{pair[:8]}-"
+    return f"understudy-undo-{realm[:8]}-{pair}-"
 
 
 # --- beginning ----------------------------------------------------------------------------------------------------
@@ -161,10 +161,10 @@ def saved(mounts: Mounts, kept: Kept) -> dict[str, Extents]:
 # --- when it is over ----------------------------------------------------------------------------------------------
 
 
-def clear(mounts: Mounts, state: VmState, *, realm: str, pair: str) -> Iterator[str]:
-    """Remove all that was ever kept for the pair, in sentences. Only for a replica that is not half applied any more.
+def clear(mounts: Mounts, state: VmState, *, realm: str, pair: str, disks: bool = True) -> Iterator[str]:
+    """Remove all that was ever kept for the pair, in sentences. Only where nobody will want to go back to it.
 
-    Repeatable: what says which disks were taken off goes last.
+    `disks`: with the files of the disks that were taken off. Repeatable: what says which these are goes last.
     """
     mine = prefix(realm, pair)
     folders = _folders(mounts, state)
@@ -172,16 +172,19 @@ def clear(mounts: Mounts, state: VmState, *, realm: str, pair: str) -> Iterator[
         try:
             text = said.read_bytes().partition(b"\n")[2]
             kept = Kept.model_validate_json(text)
+            if (kept.realm, kept.pair) != (realm, pair):
+                continue  # another realm whose id begins alike
         except ValueError:
             yield f"{said} can not be read: if a disk was taken off the replica, its files stay; remove them by hand"
         else:
             folders |= {path.parent for k in kept.disks if (path := _path(mounts, k.undo)) is not None}
-            yield from _remove_detached(mounts, kept, state)
-        taken = _remove(path for folder in folders for path in folder.glob(f"{mine}*.undo"))
+            yield from _remove_detached(mounts, kept, state, disks)
+        taken = _remove(path for folder in folders for path in folder.glob(f"{said.stem}-*.undo"))
         faults.at("undo.clearing")
         said.unlink(missing_ok=True)
         yield f"what was kept of the replica's older content is removed ({taken} bytes)"
-    _remove(path for folder in folders for path in folder.glob(f"{mine}*"))
+    _remove(path for folder in folders for path in folder.glob(f"{mine}*.undo"))  # of a beginning that was cut off
+    _remove(path for folder in folders for path in folder.glob(f"{mine}*.tmp"))
 
 
 def _folders(mounts: Mounts, state: VmState) -> set[Path]:
@@ -206,7 +209,7 @@ def _remove(paths: Iterable[Path]) -> int:
     return taken
 
 
-def _remove_detached(mounts: Mounts, kept: Kept, state: VmState) -> Iterator[str]:
+def _remove_detached(mounts: Mounts, kept: Kept, state: VmState, disks: bool) -> Iterator[str]:
     """The files of disks that the replica has no more. Never of one that hangs on it, or that somebody uses."""
     used = {file for disk in state.config.disks for file in (disk.id, disk.file, disk.parent)}
     for part in kept.disks:
@@ -216,8 +219,8 @@ def _remove_detached(mounts: Mounts, kept: Kept, state: VmState) -> Iterator[str
         try:
             check_unowned(path)
             found = Descriptor(path)
-            if found.children():
-                raise UnderstudyError("a snapshot stands on it")
+            if not disks or found.children():
+                raise UnderstudyError("a snapshot stands on it" if disks else "they are left to you")
         except UnderstudyError as err:
             yield f"the files of {part.disk.label}, which the replica has no more, stay at {part.disk.file}: {err}"
             continue

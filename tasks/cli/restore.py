@@ -90,6 +90,9 @@ def rollback(
     to: Annotated[
         str | None, typer.Option("--to", metavar="POINT", help="As in `restore --point`; default: the one before.")
     ] = None,
+    to_sync_point: Annotated[
+        bool, typer.Option("--to-sync-point", help="Undo a sync that stopped half way: back to what it began from.")
+    ] = False,
     target: Annotated[str | None, typer.Option("--target", help="Of which replica, where there are several.")] = None,
     wait: Wait = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only show what would be done, and why.")] = False,
@@ -97,12 +100,17 @@ def rollback(
 ) -> None:
     """Bring a VM's replica to an older restore point, or forwards again, by differences; then it stays there.
 
-    The pair is paused until it is resumed, or the next sync would undo this.
+    The pair is paused until it is resumed, or the next sync would undo this. With --to-sync-point a half-applied
+    replica becomes what it was before, without the store where that is out of reach and the old content was kept.
 
     Example: understudy rollback web-01 --to 00000041 --wait
     """
     from tasks import ask_recovery
 
+    if to_sync_point:
+        if to is not None or plan:
+            raise BadInput("--to-sync-point goes with neither --to nor --plan: the replica itself says where it goes")
+        return ask_recovery.undo(vm, target, wait=wait, as_json=json)
     if plan:
         ask_recovery.plan_rollback(vm, to, target, as_json=json)
     else:

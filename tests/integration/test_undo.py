@@ -107,10 +107,7 @@ BACK_STEPS = [
 
 @pytest.mark.parametrize(
     "step",
-    [
-        pytest.param(s, marks=() if s == "undo.clearing" else (pytest.mark.slow,))
-        for s in BACK_STEPS
-    ],
+    [pytest.param(s, marks=() if s == "undo.clearing" else (pytest.mark.slow,)) for s in BACK_STEPS],
 )
 def test_a_rollback_killed_at_a_step_is_gone_on_with(world: World, step: str) -> None:
     name = f"back-{step.replace('.', '-')}"
