@@ -187,10 +187,11 @@ class ReplicaTarget(NewReplica):
         assert self.state is not None
         why = undo_kept.reason(self.here.settings, self.pair)
         if old.state == "applying":
-            if old.undo and (why is None or self.doubt is not None):
-                self._note(f"what was kept of {old.base} is given up: {self.doubt or 'no undo is wanted any more'}")
-                return ""
-            return old.undo
+            lost = "it is not wanted" if why is None else self.doubt
+            lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)
+            if old.undo and lost is not None:
+                self._note(f"what was kept of {old.base} is given up: {lost}")
+            return "" if lost is not None else old.undo
         if why is None or self.doubt is not None or old.base is None:
             return ""
         self._note(f"what is overwritten of {old.base} is kept beside the replica's disks until the commit: {why}")

@@ -125,12 +125,9 @@ def load(mounts: Mounts, file: str) -> Kept:
             raise ValueError("the digest is wrong")
         return Kept.model_validate_json(text)
     except FileNotFoundError as err:
-        raise NotFound(f"what was kept of the replica is not there any more: {path} is gone. {_WITHOUT}") from err
+        raise NotFound(f"what was kept of the replica is not there any more: {path} is gone") from err
     except ValueError as err:
-        raise StoreDamaged(f"{path} is damaged, so what was kept of the replica can not be had. {_WITHOUT}") from err
-
-
-_WITHOUT = 'A sync completes the replica, once `undo = "never"` of its recovery target gives up what was kept'
+        raise StoreDamaged(f"{path} is damaged, so what was kept of the replica can not be had") from err
 
 
 # --- while it is written ------------------------------------------------------------------------------------------
@@ -156,6 +153,21 @@ def saved(mounts: Mounts, kept: Kept) -> dict[str, Extents]:
         with closing(UndoFile(datastore_file(mounts, part.undo))) as undo:
             found[part.source] = undo.covered
     return found
+
+
+def lost(mounts: Mounts, state: VmState, file: str) -> str | None:
+    """Why nothing can come back from what the cursor names, so that keeping more is in vain; None when all is there.
+
+    Where the disks themselves are not there either a datastore is not mounted, and nothing is lost.
+    """
+    if not all(datastore_file(mounts, disk.parent or disk.file).exists() for disk in state.config.disks):
+        return None
+    try:
+        if file:
+            saved(mounts, load(mounts, file))
+    except (NotFound, StoreDamaged) as err:
+        return str(err)
+    return None
 
 
 # --- when it is over ----------------------------------------------------------------------------------------------

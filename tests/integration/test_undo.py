@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from tests.integration.forked import killed_at
 from tests.integration.world import MIB, Vcenter, World, flat
 from workers import replicate, rollback
-from workers.errors import NotFound, Refused, UnderstudyError
+from workers.errors import NoSpace, Refused, UnderstudyError
 from workers.models import Run, RunState
 from workers.run import Here
 from workers.settings import Settings
+from workers.status import half_applied, overview
 from workers.undo import SYNC_POINT
 
 
@@ -145,11 +148,43 @@ def test_hole_4_two_half_syncs_are_undone_to_what_was_before_the_first(world: Wo
     killed_at(world, second, "commit.before")
     world.give_up(second.id)
     assert len(world.cursor(name).targets) == 2
+    (line,) = overview(world.here, [name])
+    assert line.half_applied is not None and line.half_applied.base == before
+    (said,) = (trouble for trouble in line.troubles if trouble.startswith("replica: half-applied since"))
+    assert f"rollback {name} --to-sync-point` brings it back to {before}, by what was kept" in said
+    assert half_applied(world.here, name) != []
     with disaster(world):
         with pytest.raises(UnderstudyError, match="no store at"):
             world.sync(name)
         back(world, name)
         world.assert_replica_is(name, before)
+    assert overview(world.here, [name])[0].half_applied is None and half_applied(world.here, name) == []
+
+
+def test_a_full_datastore_stops_the_sync_before_anything_is_lost(world: World) -> None:
+    """The replica's datastore is a small one; its old content does not compress, and has no room a second time."""
+    name, small = "full", world.dr.datastores / "ds2"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(small)], check=True)
+    try:
+        here = Here(with_(world.settings, target={"datastore": "ds2"}), world.catalogue)
+        world.make_vm(name, 4 * MIB)
+        world.write(name, 0, random.Random(1).randbytes(4 * MIB))
+        before = str(world.backup(name).point)
+        replicate.run(here, world.request_sync(name).id)
+        world.write(name, 0, random.Random(2).randbytes(4 * MIB))
+        after = str(world.backup(name).point)
+        run = world.request_sync(name)
+        killed_at(world, run, "unseal.after")  # the simulator's seal is a copy of the disk
+        subprocess.run(["mount", "-o", "remount,size=6m", str(small)], check=True)
+        with pytest.raises(NoSpace, match="to keep what the replica holds before it is overwritten; nothing of"):
+            replicate.run(here, run.id)
+        assert world.replica_bytes(name) == world.held[before], "it is half-applied by name only"
+        subprocess.run(["mount", "-o", "remount,size=32m", str(small)], check=True)
+        replicate.run(here, world.request_sync(name).id)
+        world.assert_replica_is(name, after)
+        world.target.wait(world.vm(world.pair(name).replica_name, "dr").Destroy_Task())
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_hole_21_a_grown_disk_keeps_its_size_and_says_so_or_comes_back_from_the_store(world: World) -> None:
@@ -245,13 +280,12 @@ def test_what_can_not_be_undone_is_a_sentence_and_a_damaged_undo_gives_way_to_th
     assert left(world, name) == []
 
 
-def test_a_sync_goes_on_without_what_was_kept_when_it_is_told_to(world: World) -> None:
+def test_a_sync_completes_the_replica_though_what_was_kept_is_gone(world: World) -> None:
     name = "without"
     _, after = half(world, name)
     for file in world.dr.datastores.rglob("understudy-undo-*.json"):
         os.unlink(file)
-    with pytest.raises(NotFound, match="what was kept of the replica is not there any more"):
-        world.sync(name)
-    here = Here(with_(world.settings, target={"undo": "never"}), world.catalogue)
-    replicate.run(here, world.request_sync(name).id)
+    report = world.sync(name)
+    assert any("is given up: what was kept" in reason for reason in world.catalogue.run(report.run).reasons)
     world.assert_replica_is(name, after)
+    assert left(world, name) != [], "which disk was taken off is not known any more: its files stay"

@@ -197,8 +197,7 @@ class UndoFile:
 
     def _damaged(self, position: int) -> StoreDamaged:
         return StoreDamaged(
-            f"the undo file {self.path} is damaged at byte {position}: the old content of that disk can not be had "
-            'from it. A sync completes the replica, once `undo = "never"` of its recovery target gives the file up'
+            f"the undo file {self.path} is damaged at byte {position}: the old content of that disk can not be had"
         )
 
     # --- saving -------------------------------------------------------------------------------------------------
