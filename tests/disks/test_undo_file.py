@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -278,3 +279,30 @@ def _dies(worker: Saving, pieces: Sequence[Piece], fate: str) -> bool:
             worker.close()  # the kernel does that for a process
             return True
         return False
+
+
+def test_processes_that_write_one_disk_and_are_killed_at_any_step(tmp_path: Path) -> None:
+    """Three workers, each in its third of the disk; whoever is killed is followed by another one in the same place."""
+    part = 2 * MIB
+    disk = Disk(tmp_path, 3 * part, full=True)
+    rng, deaths = random.Random(7), 0
+    for _ in range(6):
+        workers = [_worker(disk, start, part, rng.randrange(1 << 30)) for start in range(0, 3 * part, part)]
+        deaths += sum(os.waitpid(pid, 0)[1] == signal.SIGKILL for pid in workers)
+    assert deaths > 5
+    assert disk.flat.read_bytes() != disk.before
+    assert disk.restored() == disk.before
+
+
+def _worker(disk: Disk, start: int, length: int, seed: int) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        rng = random.Random(seed)
+        faults.at = lambda _: os.kill(os.getpid(), signal.SIGKILL) if rng.random() < 0.03 else None  # type: ignore[assignment]
+        with disk.saving(start, start + length) as writer:
+            for offset in rng.sample(range(start, start + length, 64 << 10), 12):
+                writer.write([Piece(offset, 64 << 10, rng.randbytes(64 << 10))])
+        os._exit(0)
+    finally:
+        os._exit(1)
