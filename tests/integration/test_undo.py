@@ -6,16 +6,18 @@ import os
 import random
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.integration.forked import killed_at
 from tests.integration.world import MIB, Vcenter, World, flat
-from workers import replicate, rollback
+from workers import dispatch, replicate, rollback
+from workers.disks.undo_file import UndoFile
 from workers.errors import NoSpace, Refused, UnderstudyError
-from workers.models import Run, RunState
+from workers.extents import Extents
+from workers.models import Run, RunState, Trigger
 from workers.run import Here
 from workers.settings import Settings
 from workers.status import half_applied, overview
@@ -278,6 +280,25 @@ def test_what_can_not_be_undone_is_a_sentence_and_a_damaged_undo_gives_way_to_th
     back(world, name)
     world.assert_replica_is(name, before)
     assert left(world, name) == []
+
+
+def test_a_compare_keeps_only_what_differs(world: World) -> None:
+    name = "compared"
+    world.make_vm(name, 4 * MIB)
+    world.scribble(name, 1)
+    before = str(world.backup(name).point)
+    world.sync(name)
+    world.write(name, MIB, b"B" * 8192)
+    world.backup(name)
+    run, _ = dispatch.request_sync(world.here, world.pair(name), Trigger.AD_HOC, full="the test wants to know")
+    killed_at(world, run, "commit.before")
+    world.give_up(run.id)
+    (file,) = world.dr.datastores.rglob("understudy-undo-*.undo")
+    with closing(UndoFile(file)) as undo:
+        assert undo.covered == Extents.of([(MIB, 8192)])
+    with disaster(world):
+        back(world, name)
+        world.assert_replica_is(name, before)
 
 
 def test_a_sync_completes_the_replica_though_what_was_kept_is_gone(world: World) -> None:
