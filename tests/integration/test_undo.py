@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.child import work
 from tests.integration.forked import killed_at
 from tests.integration.world import MIB, Vcenter, World, flat
 from workers import dispatch, replicate, rollback
 from workers.disks.undo_file import UndoFile
 from workers.errors import NoSpace, Refused, UnderstudyError
 from workers.extents import Extents
-from workers.models import Run, RunState, Trigger
+from workers.models import Run, RunKind, RunState, Trigger
 from workers.run import Here
 from workers.settings import Settings
 from workers.status import half_applied, overview
@@ -127,7 +128,7 @@ def test_a_rollback_killed_at_a_step_is_gone_on_with(world: World, step: str) ->
     world.assert_replica_is(name, after)
 
 
-@pytest.mark.parametrize("step", ["hardware.after", pytest.param("undo.restored", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", ["undo.restored", pytest.param("hardware.after", marks=pytest.mark.slow)])
 def test_a_rollback_that_is_given_up_leaves_what_can_be_completed(world: World, step: str) -> None:
     name = f"gone-{step.replace('.', '-')}"
     _, after = half(world, name)
@@ -310,3 +311,26 @@ def test_a_sync_completes_the_replica_though_what_was_kept_is_gone(world: World)
     assert any("is given up: what was kept" in reason for reason in world.catalogue.run(report.run).reasons)
     world.assert_replica_is(name, after)
     assert left(world, name) != [], "which disk was taken off is not known any more: its files stay"
+
+
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_nothing_is_kept_of_a_replica_that_is_forgotten(world: World, whole: bool) -> None:
+    """Set free, it keeps every disk that it ever had; removed with its disks, nothing stays."""
+    name = f"forgotten-{whole:d}"
+    half(world, name)
+    folder = flat(world.dr, next(iter(world.replica_disks(name).values())).file).parent
+    pair = world.pair(name)
+    run, _ = world.catalogue.request_run(
+        RunKind.FORGET,
+        f"pair:{pair.id}",
+        vm=name,
+        site="dr",
+        trigger=Trigger.AD_HOC,
+        memory={"who": "ann", "reason": "sold", **({"with_replica": "yes"} if whole else {})},
+    )
+    assert work(world.here, run.id).outcome == "succeeded"
+    files = sorted(path.name for path in folder.glob("*")) if folder.exists() else []
+    assert not any(file.startswith("understudy-undo-") for file in files)
+    assert len([file for file in files if file.endswith("-flat.vmdk")]) == (0 if whole else 3), files
+    stays = [reason for reason in world.catalogue.run(run.id).reasons if "they are left to you" in reason]
+    assert len(stays) == (0 if whole else 1) and half_applied(world.here, name) == []
