@@ -10,7 +10,7 @@ from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.stored_point import StoredPoint
 from workers.sync import sync
-from workers.undo import SYNC_POINT, cursor_of, roll_back
+from workers.undo import SYNC_POINT, roll_back
 
 #: begins the reason of a pause that keeps a replica at an older point
 ROLLED_BACK = "rolled back to "
@@ -40,7 +40,7 @@ def _replicate(live: Live) -> RunReport:
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     if back_to == SYNC_POINT:
-        return roll_back(live, _paused(live, pair, cursor_of(live.here, pair).base))
+        return roll_back(live, pair, first=lambda point: _paused(live, pair, point))
     target = ReplicaTarget(live, pair)
     if back_to is not None:
         target.pair = _paused(live, pair, back_to)
@@ -51,7 +51,7 @@ def _replicate(live: Live) -> RunReport:
     return sync(StoredPoint(target.store, target.goal), target, live)
 
 
-def _paused(live: Live, pair: Pair, point: str | None) -> Pair:
+def _paused(live: Live, pair: Pair, point: str) -> Pair:
     """Before a byte is written, so that no tick comes in between."""
     if pair.paused is not None:
         return pair

@@ -7,7 +7,7 @@ was grown); else from the undo files, for which the replica's vCenter, its datas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 from workers import faults, nvram, plan, undo_kept
@@ -51,10 +51,11 @@ def cursor_of(here: Here, pair: Pair) -> Cursor:
     return cursor
 
 
-def roll_back(live: Live, pair: Pair) -> RunReport:
+def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = None) -> RunReport:
     """Bring the pair's replica from `applying A -> {...}` back to A; one that is committed stays as it is.
 
-    Repeatable after a crash at any step. Ends the run. Raises `Refused` where A can not be had any more.
+    `first`: what is done once it is certain that this can be, before anything is written; it is given A. Repeatable
+    after a crash at any step. Ends the run. Raises `Refused` where A can not be had any more.
     """
     cursor = cursor_of(live.here, pair)
     if cursor.state == "committed":
@@ -71,6 +72,8 @@ def roll_back(live: Live, pair: Pair) -> RunReport:
         )
     if live.recall(_WAY) is None:
         live.remember(**{_WAY: _way(live, pair, cursor)})
+    if first is not None:
+        pair = first(cursor.base)
     if live.recall(_WAY) == "store":
         live.remember(**{BACK_TO: cursor.base})
         by_store = ReplicaTarget(live, pair)

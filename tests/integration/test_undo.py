@@ -94,11 +94,12 @@ def test_killed_at_a_step_undone_without_the_store_then_completed(world: World, 
         world.assert_replica_is(name, before)
         assert world.cursor(name).state == "committed" and world.cursor(name).base == before
         assert world.catalogue.sync_point(world.pair(name).id).point == before
-        if step != "undo.begun":  # then it never became half-applied
-            assert run.state is RunState.SUCCEEDED
+        if step == "undo.begun":  # it never became half-applied
+            assert run.state is RunState.NOTHING_NEW and world.pair(name).paused is None
+        else:
+            assert run.state is RunState.SUCCEEDED and "rolled back to" in (world.pair(name).paused or "")
             assert len(world.state(world.pair(name).replica_name, "dr").snapshots) == 1
             assert left(world, name) == []
-        assert "rolled back to" in (world.pair(name).paused or "")
     forward(world, name)
     world.assert_replica_is(name, after)
     assert left(world, name) == []
@@ -262,9 +263,9 @@ def test_what_can_not_be_undone_is_a_sentence_and_a_damaged_undo_gives_way_to_th
     world.give_up(first.id)
     with pytest.raises(Refused, match="never committed, so there is nothing to go back to"):
         back(world, name)
+    assert world.pair(name).paused is None, "what is refused changes nothing"
     forward(world, name)
     assert "nothing half-applied" in " ".join(back(world, name).reasons)
-    world.catalogue.pause(world.pair(name).id, None)
     before = world.cursor(name).base
     assert before is not None
     world.write(name, 0, b"B" * 65536)
