@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.child import work
-from tests.integration.forked import killed_at
 from tests.integration.world import MIB, Vcenter, World, flat
 from workers import dispatch, replicate, rollback
 from workers.disks.undo_file import UndoFile
@@ -53,7 +52,7 @@ def half(world: World, name: str, step: str = "slice.synced") -> tuple[str, str]
     world.scribble(name, 2)
     after = str(world.backup(name).point)
     run = world.request_sync(name)
-    killed_at(world, run, step)
+    world.killed_at(run, step)
     world.give_up(run.id)
     return before, after
 
@@ -121,7 +120,7 @@ def test_a_rollback_killed_at_a_step_is_gone_on_with(world: World, step: str) ->
     before, after = half(world, name)
     run, _ = rollback.request(world.here, world.pair(name), SYNC_POINT)
     with disaster(world):
-        killed_at(world, run, step)
+        world.killed_at(run, step)
         replicate.run(world.here, run.id)
         world.assert_replica_is(name, before)
         assert left(world, name) == []
@@ -135,7 +134,7 @@ def test_a_rollback_that_is_given_up_leaves_what_can_be_completed(world: World, 
     _, after = half(world, name)
     run, _ = rollback.request(world.here, world.pair(name), SYNC_POINT)
     with disaster(world):
-        killed_at(world, run, step)
+        world.killed_at(run, step)
         world.give_up(run.id)
     forward(world, name)
     world.assert_replica_is(name, after)
@@ -149,7 +148,7 @@ def test_hole_4_two_half_syncs_are_undone_to_what_was_before_the_first(world: Wo
     world.scribble(name, 3)
     world.backup(name)
     second = world.request_sync(name)
-    killed_at(world, second, "commit.before")
+    world.killed_at(second, "commit.before")
     world.give_up(second.id)
     assert len(world.cursor(name).targets) == 2
     (line,) = overview(world.here, [name])
@@ -178,7 +177,7 @@ def test_a_full_datastore_stops_the_sync_before_anything_is_lost(world: World) -
         world.write(name, 0, random.Random(2).randbytes(4 * MIB))
         after = str(world.backup(name).point)
         run = world.request_sync(name)
-        killed_at(world, run, "unseal.after")  # the simulator's seal is a copy of the disk
+        world.killed_at(run, "unseal.after")  # the simulator's seal is a copy of the disk
         subprocess.run(["mount", "-o", "remount,size=6m", str(small)], check=True)
         with pytest.raises(NoSpace, match="to keep what the replica holds before it is overwritten; nothing of"):
             replicate.run(here, run.id)
@@ -203,7 +202,7 @@ def test_hole_21_a_grown_disk_keeps_its_size_and_says_so_or_comes_back_from_the_
         world.write(name, 3 * MIB, b"beyond" * 1000)
         after = str(world.backup(name).point)
         run = world.request_sync(name)
-        killed_at(world, run, "commit.before")
+        world.killed_at(run, "commit.before")
         world.give_up(run.id)
         if way == "undo":
             with disaster(world):
@@ -259,7 +258,7 @@ def test_what_can_not_be_undone_is_a_sentence_and_a_damaged_undo_gives_way_to_th
     world.write(name, 0, b"A" * 65536)
     world.backup(name)
     first = world.request_sync(name)
-    killed_at(world, first, "slice.synced")
+    world.killed_at(first, "slice.synced")
     world.give_up(first.id)
     with pytest.raises(Refused, match="never committed, so there is nothing to go back to"):
         back(world, name)
@@ -271,7 +270,7 @@ def test_what_can_not_be_undone_is_a_sentence_and_a_damaged_undo_gives_way_to_th
     world.write(name, 0, b"B" * 65536)
     world.backup(name)
     run = world.request_sync(name)
-    killed_at(world, run, "slice.synced")
+    world.killed_at(run, "slice.synced")
     world.give_up(run.id)
     (undo,) = world.dr.datastores.rglob("understudy-undo-*.undo")
     with open(undo, "r+b") as file:
@@ -293,7 +292,7 @@ def test_a_compare_keeps_only_what_differs(world: World) -> None:
     world.write(name, MIB, b"B" * 8192)
     world.backup(name)
     run, _ = dispatch.request_sync(world.here, world.pair(name), Trigger.AD_HOC, full="the test wants to know")
-    killed_at(world, run, "commit.before")
+    world.killed_at(run, "commit.before")
     world.give_up(run.id)
     (file,) = world.dr.datastores.rglob("understudy-undo-*.undo")
     with closing(UndoFile(file)) as undo:
