@@ -41,7 +41,7 @@ def disaster(world: World) -> Iterator[None]:
         away.rename(world.store.path)
 
 
-def half(world: World, name: str, step: str = "slice.synced") -> tuple[str, str]:
+def half(world: World, name: str, step: str = "commit.before") -> tuple[str, str]:
     """A replica that holds some of B, and B adds a disk, drops another one, and writes; then (A, B)."""
     world.make_vm(name, 4 * MIB, 2 * MIB)
     world.scribble(name, 1)
@@ -144,7 +144,7 @@ def test_a_rollback_that_is_given_up_leaves_what_can_be_completed(world: World, 
 def test_hole_4_two_half_syncs_are_undone_to_what_was_before_the_first(world: World) -> None:
     """The second one meets blocks that the first overwrote: it must not keep those as what was there before."""
     name = "h4"
-    before, _ = half(world, name, "slice.synced")
+    before, _ = half(world, name)
     world.scribble(name, 3)
     world.backup(name)
     second = world.request_sync(name)
