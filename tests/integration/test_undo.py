@@ -81,7 +81,7 @@ STEPS = [
     *("undo.begun", "cursor.applying", "unseal.after", "own.before", "disks-removed", "hardware.after", "own.renewed"),
     *("undo.reserved", "undo.written", "undo.synced", "undo.saved", "slice.written", "slice.synced", "commit.before"),
 ]
-ALSO_SHORT = {"disks-removed", "undo.saved"}
+ALSO_SHORT = {"undo.saved"}
 
 
 @pytest.mark.parametrize("step", [pytest.param(s, marks=() if s in ALSO_SHORT else (pytest.mark.slow,)) for s in STEPS])
