@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0005_undo"
-down_revision = "0004_pairs"
+revision = "0006_undo"
+down_revision = "0005_verify"
 
 
 def upgrade() -> None:
