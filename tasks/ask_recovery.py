@@ -8,6 +8,7 @@ from tasks.ask import request
 from workers import restore as restoring
 from workers import rollback as rolling
 from workers.restore_order import Wish
+from workers.undo import SYNC_POINT
 
 
 def restore(wish: Wish, *, wait: bool, as_json: bool) -> None:
@@ -33,6 +34,11 @@ def rollback(vm: str, to: str | None, target: str | None, *, full: str | None, w
     pair = rolling.pair_of(here(), vm, target)
     goal = rolling.goal_of(here(), pair, to)
     request([vm], lambda _: [rolling.request(here(), pair, goal.id, full=full)], wait=wait, as_json=as_json)
+
+
+def undo(vm: str, target: str | None, *, wait: bool, as_json: bool) -> None:
+    pair = rolling.pair_of(here(), vm, target)
+    request([vm], lambda _: [rolling.request(here(), pair, SYNC_POINT)], wait=wait, as_json=as_json)
 
 
 def plan_rollback(vm: str, to: str | None, target: str | None, *, full: str | None, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from tasks.dispatch import go_on, only_known, send_requested
 from workers import restore, rollback
 from workers.errors import BadInput
 from workers.restore_order import Wish
+from workers.undo import SYNC_POINT
 
 
 @app.task(name="understudy.restore", throws=(BadInput,))
@@ -38,11 +39,21 @@ def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
 
 
 @app.task(name="understudy.rollback", throws=(BadInput,))
-def roll_back(vm: Any = None, to: Any = None, target: Any = None, *more: Any, **unknown: Any) -> list[dict[str, Any]]:
-    """Bring this VM's replica to a restore point (without one to that before the present one), and pause the pair."""
-    only_known("understudy.rollback takes vm, to (a restore point) and target (a recovery target)", more, unknown)
+def roll_back(
+    vm: Any = None, to: Any = None, target: Any = None, to_sync_point: Any = False, *more: Any, **unknown: Any
+) -> list[dict[str, Any]]:
+    """Bring this VM's replica to a restore point (without one to that before the present one), and pause the pair.
+
+    `to_sync_point`: to what it held before a sync stopped half way.
+    """
+    takes = "vm, to (a restore point), target (a recovery target) and to_sync_point (true or false)"
+    only_known(f"understudy.rollback takes {takes}", more, unknown)
     for name, value in (("vm", vm), ("to", to), ("target", target)):
         if not isinstance(value, str) and (name == "vm" or value is not None):
             raise BadInput(f"{name} is a text, not {value!r}; nothing was requested")
+    if not isinstance(to_sync_point, bool) or (to_sync_point and to is not None):
+        raise BadInput(f"to_sync_point is true or false, and goes without to; not {to_sync_point!r}, {to!r}")
     pair = rollback.pair_of(here(), vm, target)
+    if to_sync_point:
+        return send_requested([rollback.request(here(), pair, SYNC_POINT)])
     return send_requested([rollback.request(here(), pair, rollback.goal_of(here(), pair, to).id)])

@@ -33,6 +33,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (("restore", "wbe-1", "--to", "x"), "near: web-1"),
         (("restore", "web-1", "--to", "x", "--plan"), "no restore point of web-1 yet"),
         (("rollback", "web-1"), "has no replica here"),
+        (("rollback", "web-1", "--to-sync-point"), "has no replica here"),
+        (("rollback", "web-1", "--to-sync-point", "--to", "newest"), "goes with neither --to nor --plan"),
         (("rollback", "web-1", "--target", "moon"), "has no replica to the recovery target moon"),
     ],
 )
@@ -56,6 +58,8 @@ def test_a_sentence_and_no_run(
         ("roll_back", {}, "vm is a text, not None"),
         ("roll_back", {"vm": "web-1", "to": 41}, "to is a text, not 41"),
         ("roll_back", {"vm": "web-1", "point": "x"}, "not point"),
+        ("roll_back", {"vm": "web-1", "to_sync_point": "yes"}, "is true or false"),
+        ("roll_back", {"vm": "web-1", "to_sync_point": True, "to": "newest"}, "goes without to"),
     ],
 )
 def test_what_a_program_asks_wrongly_is_a_sentence(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from workers import faults, plan
+from workers import faults, plan, undo_kept
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import ConfigError, Foreign, NotFound, Refused, Touched
 from workers.models import Pair, RunKind, RunReport, RunState, VmState
@@ -100,6 +100,7 @@ def _remove(live: Live, session: Session, pair: Pair, state: VmState | None) -> 
         if again.power != "poweredOff" or replica.content_evidence(again) != replica.content_evidence(state):
             raise Touched(f"the replica {state.identity.name} was powered on or written just now; it is not removed")
         faults.at("forget.removing")
+        _drop_kept(live, pair, again, disks=True)
         replica.destroy(session, state.identity.moref, wait=_patience(live))
     live.note(f"the replica {pair.replica_name} and its files are removed")
 
@@ -137,9 +138,18 @@ def _release(live: Live, session: Session, pair: Pair, state: VmState | None) ->
         for node in (node for node in state.snapshots if node.name.startswith(ours)):
             snapshots.remove(session, moref, node.moref, wait=_patience(live))
             faults.at("forget.unsealed")
+        _drop_kept(live, pair, state, disks=False)
         replica.release(session, inventory.vm_state(session, moref), wait=_patience(live))
     faults.at("forget.released")
     live.note(f"{state.identity.name} at {pair.site} is an ordinary VM now: our marks and the seal are gone")
+
+
+def _drop_kept(live: Live, pair: Pair, state: VmState, *, disks: bool) -> None:
+    """What was kept of its older content; `disks`: with the files of disks that a sync took off it."""
+    mounts = live.here.settings.site(live.run.site).datastores
+    realm = live.here.catalogue.realm
+    for sentence in undo_kept.clear(mounts, state, realm=realm, pair=pair.id, disks=disks):
+        live.note(sentence)
 
 
 @contextmanager

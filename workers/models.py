@@ -186,8 +186,7 @@ class RestorePoint(Model):
 class Cursor(Model):
     """What a replica's disks hold, as stored on the replica (extraConfig `understudy.cursor`, below 4 KiB).
 
-    `committed`: the disks hold `base`, nothing else. `applying`: some blocks may hold any of `targets`, every target
-    begun since `base`; the set only grows until a commit.
+    `committed`: the disks hold `base`. `applying`: some blocks may hold any of `targets`, all that was begun since.
     """
 
     v: Literal[1] = 1
@@ -215,6 +214,8 @@ class Cursor(Model):
     fresh: tuple[str, ...] = ()
     #: why nothing may be concluded from `base` and `targets`: only a compare of every block may end this
     compare: str = ""
+    #: while applying: "[datastore] folder/file" that says what is kept of `base` (undo_kept.py); "" = nothing
+    undo: str = ""
     data_time: datetime | None = None
 
 
@@ -257,7 +258,6 @@ class HardwareChange(Model):
 
 class SyncPlan(Model):
     vm: str
-    #: the restore point to go to; None when there is none
     point: str | None
     base: str | None
     targets: tuple[str, ...] = ()

@@ -178,6 +178,8 @@ def _pair(here: Here, found: _Found, state: VmState, cursor: Cursor) -> str | No
     _pin(here, found, pair, cursor)
     if cursor.state == "committed" and cursor.base is not None:
         here.catalogue.adopt_sync_point(_sync_point(here, found, pair, cursor))
+    elif cursor.base is not None and cursor.targets:
+        here.catalogue.applying(pair.id, base=cursor.base, toward=cursor.targets[-1], undo=cursor.undo)
     if (doubt := _doubt(state, cursor)) is not None and pair.paused is None:
         here.catalogue.pause(pair.id, doubt)
         found.remarks.append(f"{name} is paused: {doubt}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from workers import plan
@@ -40,12 +41,8 @@ class Replica:
         self.pair = pair
         self.place = of_pair(here.settings, pair, last_groups_of(here, pair.source))
         self.site = here.settings.site(pair.site)
-        self.store = Store.open(here.settings.store(pair.store).path)
+        self.points, self.goal = self._goals(goal, back_to)
         self.session: Session = connect(pair.site, self.site)
-        self.points = self._up_to(self.store.points(pair.source), goal if back_to is None else None)
-        self.goal = self.points[-1] if self.points else None
-        if back_to is not None:
-            self.goal = self._named(back_to)
         #: of a replica that is not there yet, and is not built from nothing
         self.beginning: Beginning | None = None
         self.state: VmState | None = self._find()
@@ -56,24 +53,40 @@ class Replica:
         self.evidence = ""
         self.decision = self._judge(discard, full, back_to)
 
+    @cached_property
+    def store(self) -> Store:
+        return Store.open(self.here.settings.store(self.pair.store).path)
+
+    def _goals(self, goal: str | None, back_to: str | None) -> tuple[list[RestorePoint], RestorePoint | None]:
+        """The restore points that count, and the one to go to: the newest, or the one that a person named."""
+        points = self._up_to(self.store.points(self.pair.source), goal if back_to is None else None)
+        if back_to is not None:
+            return points, self._named(points, back_to)
+        return points, points[-1] if points else None
+
     def _judge(self, discard: bool, full: str | None, back_to: str | None) -> plan.Decision:
         """Is it ours and untouched, and which way does it go on? Nothing has been written before this is answered."""
-        if self.state is not None:
-            if self.cursor is None:
-                raise Foreign(
-                    f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
-                    "nothing was written. Rename or remove it, and the next sync builds a new one"
-                )
-            pair = self.pair
-            plan.check_ours(self.cursor, self.state, realm=self.here.catalogue.realm, pair=pair.id, source=pair.source)
-            self.evidence = replica.content_evidence(self.state)
-            cids = descriptor_cids(self.state, self.site.datastores) if self.cursor.taking else {}
-            self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
+        self._prove_ours(discard)
         if self.state is None and self.beginning is None and self.place.seed is not None and self.goal is not None:
             self.beginning = of_seed(self.session, self.site.datastores, self.pair, self.place, self.goal)
         if self.beginning is not None:
             return plan.Decision("compare", self.beginning.reason)
         return plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt or full, back_to=back_to)
+
+    def _prove_ours(self, discard: bool) -> None:
+        """A replica that is there is ours, off, and as we left it; else there is a doubt, or an error."""
+        if self.state is None:
+            return
+        if self.cursor is None:
+            raise Foreign(
+                f"the replica {self.state.identity.name} has lost its cursor (was it registered again?); "
+                "nothing was written. Rename or remove it, and the next sync builds a new one"
+            )
+        pair = self.pair
+        plan.check_ours(self.cursor, self.state, realm=self.here.catalogue.realm, pair=pair.id, source=pair.source)
+        self.evidence = replica.content_evidence(self.state)
+        cids = descriptor_cids(self.state, self.site.datastores) if self.cursor.taking else {}
+        self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
 
     @staticmethod
     def _up_to(points: list[RestorePoint], goal: str | None) -> list[RestorePoint]:
@@ -81,12 +94,12 @@ class Replica:
         ids = [p.id for p in points]
         return points[: ids.index(goal) + 1] if goal in ids else points
 
-    def _named(self, wanted: str) -> RestorePoint:
-        found = next((p for p in self.points if p.id == wanted), None)
+    def _named(self, points: Sequence[RestorePoint], wanted: str) -> RestorePoint:
+        found = next((p for p in points if p.id == wanted), None)
         if found is None:
             raise NotFound(
                 f"the restore point {wanted} of {self.pair.vm} is not in the store {self.pair.store} any more; nothing "
-                f"was written. It has {', '.join(p.id for p in self.points) or 'none'}"
+                f"was written. It has {', '.join(p.id for p in points) or 'none'}"
             )
         return found
 

@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from workers import faults, plan
+from workers import faults, plan, undo_kept
 from workers.disks.file import Descriptor, FileLock, datastore_file
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
 from workers.pins_elsewhere import unpin_elsewhere
 from workers.replica import CURSOR, Replica, read_cursor
-from workers.run import Live
+from workers.run import Here, Live
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
 
@@ -34,6 +34,7 @@ class HeldReplica(Replica):
 
     def __init__(self, live: Live, pair: Pair) -> None:
         self.live = live
+        self._known: tuple[str, undo_kept.Kept] | None = None
         super().__init__(
             live.here,
             pair,
@@ -50,17 +51,9 @@ class HeldReplica(Replica):
         return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
 
     def _stay_there(self) -> None:
-        """Of a rollback: the pair is paused before a byte is written, so that no tick comes in between.
-
-        Also when it is paused already: for another reason, or at another point, that would be undone by a sync by name.
-        """
-        back_to, before = self.live.recall(BACK_TO), self.pair.paused or ""
-        here = f"{ROLLED_BACK}{back_to} on request; it stays there until it is resumed"
-        if back_to is None or before.startswith(here):
-            return
-        also = f". Paused before: {before}" if before and not before.startswith(ROLLED_BACK) else ""
-        self.pair = self.here.catalogue.pause(self.pair.id, here + also)
-        faults.at("rollback.paused")
+        """Of a rollback: the pair is paused before a byte is written, so that no tick comes in between."""
+        if (back_to := self.live.recall(BACK_TO)) is not None:
+            self.pair = stay_there(self.here, self.pair, back_to)
 
     def conclude(self) -> RunReport:
         """After the commit: seal, witness, catalogue, pins. Repeatable from any point between."""
@@ -70,6 +63,7 @@ class HeldReplica(Replica):
             self._reread()
             self._seal(self.cursor)
         replica.set_witness(self.session, self.state.identity.moref, self._witness(self.cursor))
+        self._over()
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
@@ -80,6 +74,29 @@ class HeldReplica(Replica):
         )
         faults.at("catalogue.after")
         return report.model_copy(update={"sync_point": point})
+
+    def _kept(self) -> undo_kept.Kept | None:
+        """What is kept of the replica's old content, as its cursor says."""
+        if self.cursor is None or not self.cursor.undo:
+            return None
+        if self._known is None or self._known[0] != self.cursor.undo:
+            self._known = self.cursor.undo, undo_kept.load(self.site.datastores, self.cursor.undo)
+        return self._known[1]
+
+    def _say_half_applied(self) -> None:
+        """The catalogue knows what the cursor says, so that a status need not look at the replica."""
+        if self.cursor is not None and self.cursor.state == "applying" and self.cursor.base is not None:
+            said = {"base": self.cursor.base, "toward": self.cursor.targets[-1], "undo": self.cursor.undo}
+            self.here.catalogue.applying(self.pair.id, **said)
+
+    def _over(self) -> None:
+        """The replica is committed and sealed: what was kept of its older content goes."""
+        assert self.state is not None
+        self.here.catalogue.applied(self.pair.id)
+        realm = self.here.catalogue.realm
+        for sentence in undo_kept.clear(self.site.datastores, self.state, realm=realm, pair=self.pair.id):
+            self._note(sentence)
+        faults.at("undo.cleared")
 
     def _seal(self, cursor: Cursor) -> None:
         """The integrity snapshot, named after the sync point; made once."""
@@ -203,6 +220,7 @@ class HeldReplica(Replica):
         assert cursor.base is not None and self.state is not None
         found = next((p for p in self.points if p.id == cursor.base), None)
         before = self.here.catalogue.sync_point(self.pair.id)
+        same = before.change_ids if before is not None and before.point == cursor.base else {}
         return SyncPoint(
             run=cursor.run,
             pair=self.pair.id,
@@ -214,9 +232,24 @@ class HeldReplica(Replica):
             data_time=cursor.data_time or (found.data_time if found else self.here.catalogue.now()),
             committed=self.here.catalogue.now(),
             mode=self.decision.mode if self.decision.mode != "nothing" else "delta",
-            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else {},
+            change_ids={d.disk.id: d.disk.change_id for d in found.disks} if found else same,
             written=0,
         )
+
+
+def stay_there(here: Here, pair: Pair, point: str) -> Pair:
+    """Pause a pair that was put at a point by a person.
+
+    Also when it is paused already: for another reason, or at another point, that would be undone by a sync by name.
+    """
+    before = pair.paused or ""
+    there = f"{ROLLED_BACK}{point} on request; it stays there until it is resumed"
+    if before.startswith(there):
+        return pair
+    also = f". Paused before: {before}" if before and not before.startswith(ROLLED_BACK) else ""
+    held = here.catalogue.pause(pair.id, there + also)
+    faults.at("rollback.paused")
+    return held
 
 
 def nonce() -> str:

@@ -7,18 +7,20 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
-from workers import approval, faults, nvram, plan
+from workers import approval, faults, nvram, plan, undo_kept
 from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.saving import ReadWriter
 from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.members import policies_of
-from workers.models import Cursor, HardwareChange, RunReport, Slice, SyncPlan
+from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
 from workers.point import Reader
 from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
 from workers.transfer import copy, in_slices
 from workers.vsphere import replica, snapshots
+from workers.vsphere.building import NewDisk
 
 #: disk work between two checkpoints: a worker that dies repeats at most this much
 SLICE = 1 << 30
@@ -50,6 +52,7 @@ class ReplicaTarget(NewReplica):
         known = self.here.catalogue.sync_point(self.pair.id)
         if known is None or known.point != cursor.base:
             self.here.catalogue.adopt_sync_point(self._sync_point(cursor))
+        self._over()
         self._unpin_others(cursor.base)
 
     def take(self) -> Mapping[str, Extents]:
@@ -72,6 +75,7 @@ class ReplicaTarget(NewReplica):
         else:
             self._begin()
         assert self.state is not None
+        self._say_half_applied()
         if self.pair.replica != self.state.identity.instance_uuid:
             if self.pair.replica is not None:  # it is gone, see _find: given up for the one that was built instead
                 self.here.catalogue.set_replica(self.pair.id, None)
@@ -159,7 +163,9 @@ class ReplicaTarget(NewReplica):
         if old.fence > self.live.run.fence or (old.fence == self.live.run.fence and old.run != self.live.run.id):
             self.live.refence(old.fence)
         compare = self.decision.reason[:COMPARE_WORDS] if self.decision.mode == "compare" else ""
-        if self._begun() and self.goal.id in old.targets and bool(old.compare) == bool(compare):
+        undo = self._keep(old)
+        same = bool(old.compare) == bool(compare) and old.undo == undo
+        if self._begun() and self.goal.id in old.targets and same:
             return
         targets = old.targets if self.goal.id in old.targets else (*old.targets, self.goal.id)
         if compare:  # every block is compared until a commit, so the list no longer decides; it must not grow for ever
@@ -174,9 +180,28 @@ class ReplicaTarget(NewReplica):
                 disks=old.disks,
                 fresh=old.fresh,
                 compare=compare,
-            )
+            ).model_copy(update={"undo": undo})
         )
         faults.at("cursor.applying")
+
+    def _keep(self, old: Cursor) -> str:
+        """What keeps the replica's old content from now on, for the cursor; "" = nothing does.
+
+        It is kept from the first write after a commit, or not at all: what was overwritten before is lost.
+        """
+        assert self.state is not None
+        why = undo_kept.reason(self.here.settings, self.pair)
+        if old.state == "applying":
+            lost = "it is not wanted" if why is None else self.doubt
+            lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)
+            if old.undo and lost is not None:
+                self._note(f"what was kept of {old.base} is given up: {lost}")
+            return "" if lost is not None else old.undo
+        if why is None or self.doubt is not None or old.base is None:
+            return ""
+        self._note(f"what is overwritten of {old.base} is kept beside the replica's disks until the commit: {why}")
+        ours = {"realm": self.here.catalogue.realm, "pair": self.pair.id, "base": old.base, "run": self.live.run.id}
+        return undo_kept.begin(self.session, self.site.datastores, self.state, **ours)
 
     def _unseal(self) -> None:
         """Remove our seal; a file writer needs disks on which nothing stands."""
@@ -204,7 +229,7 @@ class ReplicaTarget(NewReplica):
         After a crash between the cursor with `content=""` and the one with the new evidence each disk must have its old
         content id or the one that `taking` gives it: else somebody else opened it.
         """
-        assert self.state is not None and self.cursor is not None and self.goal is not None
+        assert self.state is not None and self.cursor is not None
         current = replica.content_evidence(self.state)
         if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
             return  # an earlier message of this run came this far
@@ -217,20 +242,15 @@ class ReplicaTarget(NewReplica):
             self.live.remember(discard=None, full=None)
         faults.at("own.before")
         if changes:
+            config, made = self._added(changes)
             replica.change_hardware(
                 self.session,
                 self.state.identity.moref,
                 changes,
-                self.goal.config,
+                config,
                 self.state.change_version,
-                made=self._new_disks(
-                    [
-                        d
-                        for d in self.goal.config.disks
-                        if any(c.kind == "add disk" and c.disk == d.id for c in changes)
-                    ],
-                    home=datastore_of(self.state.vmx),
-                ),
+                made=made,
+                keep=undo_kept.removable(self._kept(), self._disks()),
                 wait=self._patience(),
             )
             self._reread()
@@ -257,6 +277,13 @@ class ReplicaTarget(NewReplica):
         self.live.remember(owned=self.cursor.content)
         faults.at("own.after")
 
+    def _added(self, changes: Sequence[HardwareChange]) -> tuple[VmConfig, dict[str, NewDisk]]:
+        """The configuration that disks are added from, and how and where they are made."""
+        assert self.goal is not None and self.state is not None
+        added = {c.disk for c in changes if c.kind == "add disk"}
+        disks = [d for d in self.goal.config.disks if d.id in added]
+        return self.goal.config, self._new_disks(disks, home=datastore_of(self.state.vmx))
+
     def _owned(self) -> bool:
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
@@ -272,7 +299,7 @@ class ReplicaTarget(NewReplica):
             self.live.check()
             self._prove_unchanged()
             faults.at("slice.checked")
-            with closing(FileWriter(path, holes=disk.thin)) as destination:
+            with closing(self._opened(disk, part)) as destination:
                 copied = copy(
                     source,
                     destination,
@@ -285,12 +312,25 @@ class ReplicaTarget(NewReplica):
                 faults.at("slice.written")
                 destination.flush()
                 faults.at("slice.synced")
+                self._read_back(destination, source, todo.clip(0, copied.done))
         done = part.end if copied.done >= todo.end else copied.done
         self.live.checkpoint(
             part.model_copy(
                 update={"done": done, "read": part.read + copied.read, "written": part.written + copied.written}
             )
         )
+
+    def _opened(self, disk: Disk, part: Slice) -> ReadWriter:
+        """The disk, to be written under the lock on the slice's range."""
+        writer = FileWriter(self._path(disk), holes=disk.thin)
+        try:
+            return undo_kept.saving(self.site.datastores, self._kept(), disk, writer, part, self._wait())
+        except BaseException:
+            writer.close()
+            raise
+
+    def _read_back(self, destination: Reader, source: Reader, written: Extents) -> None:
+        """A look at what was written and synced. What a restore point gives has a digest that verifies it later."""
 
     def commit(self) -> RunReport:
         assert self.cursor is not None and self.goal is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from workers.models import Pair, RestorePoint, RunKind, RunReport, RunState, SyncPlan, Trigger
-from workers.point import Reader
+from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
-from workers.replica_held import BACK_TO, ROLLED_BACK
+from workers.replica_held import BACK_TO, ROLLED_BACK, stay_there
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
-from workers.store import Store
+from workers.stored_point import StoredPoint
 from workers.sync import sync
+from workers.undo import SYNC_POINT, roll_back
 
 
 def target_of(pair: str) -> str:
@@ -35,6 +35,8 @@ def _replicate(live: Live) -> RunReport:
         reason = f"nothing was done, for the pair is paused: {pair.paused}; `understudy resume {pair.vm}` ends that"
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
+    if back_to == SYNC_POINT:
+        return roll_back(live, pair, first=lambda point: stay_there(live.here, pair, point))
     target = ReplicaTarget(live, pair)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
@@ -46,15 +48,3 @@ def _replicate(live: Live) -> RunReport:
 def _kept_back(live: Live, paused: str) -> bool:
     """A pause is about what happens by itself; after a rollback a sync by name must not undo it, either."""
     return live.run.trigger is not Trigger.AD_HOC or paused.startswith(ROLLED_BACK)
-
-
-class StoredPoint:
-    """A restore point, readable."""
-
-    def __init__(self, store: Store, point: RestorePoint | None) -> None:
-        self._store = store
-        self._point = point
-
-    def reader(self, disk: str) -> Reader:
-        assert self._point is not None
-        return self._store.reader(self._point, disk)

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from workers import backup, dispatch, quarantine, replicate
-from workers.catalogue import Damage, Ended, HoldKind, KnownVm, PointSummary, Scrub
+from workers.catalogue import Damage, Ended, HalfApplied, HoldKind, KnownVm, PointSummary, Scrub
 from workers.errors import BadInput, NotFound, ValidationFailed
 from workers.grace import farewell
 from workers.members import Roll
 from workers.membership import matches
-from workers.models import Model, Pair, Run, RunKind, SyncPoint
+from workers.models import Model, Pair, Run, RunKind, RunState, SyncPoint
 from workers.replica_held import BACK_TO
 from workers.replica_verify import differs
 from workers.run import Here
@@ -43,6 +43,8 @@ class Protected(Model):
     scrub: Scrub | None = None
     damages: tuple[Damage, ...] = ()
     last_verify: Run | None = None
+    #: a sync stopped half way, or is under way
+    half_applied: HalfApplied | None = None
     #: what concerns the VM itself: gone from its vCenter, under no policy any more
     remark: str = ""
     #: why nothing is replicated, whatever the states say: the configuration contradicts itself
@@ -71,7 +73,32 @@ class Protected(Model):
         checked = self.last_verify
         if checked is not None and checked.family not in (None, ValidationFailed.family):
             yield f"verify: {checked.error}"
+        if self.half_applied is not None and not any(_writes(run) for run in self.live):
+            yield f"replica: {half_applied_words(self.vm, self.half_applied)}"
         yield from filter(None, (self.objection, self.remark))
+
+
+def _writes(run: Run) -> bool:
+    return run.kind is RunKind.SYNC and run.state is RunState.RUNNING
+
+
+def half_applied_words(vm: str, half: HalfApplied) -> str:
+    kept = ", by what was kept of it beside the replica's disks" if half.undo else ""
+    return (
+        f"half-applied since {half.since:%Y-%m-%d %H:%M} UTC: its disks hold parts of {half.base} and of "
+        f"{half.toward}. `understudy sync {vm}` completes it, `understudy rollback {vm} --to-sync-point` brings "
+        f"it back to {half.base}{kept}"
+    )
+
+
+def half_applied(here: Here, name: str) -> list[str]:
+    """Of the replicas of a VM (name or instance UUID): which are half-applied, and what can be done, in sentences."""
+    known = here.catalogue.half_applied()
+    return [
+        f"the replica {pair.site}/{pair.replica_name} is {half_applied_words(pair.vm, known[pair.id])}"
+        for pair in here.catalogue.pairs(name)
+        if pair.id in known
+    ]
 
 
 class _Known:
@@ -94,6 +121,7 @@ class _Known:
         self.damages: dict[str, list[Damage]] = {}
         for each in catalogue.damages():
             self.damages.setdefault(each.target, []).append(each)
+        self.half = catalogue.half_applied()
         self.groups = here.settings.groups
         self.tuning = here.settings.tuning
 
@@ -183,6 +211,7 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         scrub=known.scrubs.get(fenced),
         damages=tuple(known.damages.get(fenced, [])),
         last_verify=known.verified.get(fenced),
+        half_applied=known.half.get(pair.id) if pair is not None else None,
         remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)),
         objection=objection,
     )

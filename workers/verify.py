@@ -7,8 +7,9 @@ from workers.errors import Refused, TargetBusy
 from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
 from workers.replica_mend import MendedReplica
 from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
-from workers.replicate import StoredPoint, target_of
+from workers.replicate import target_of
 from workers.run import Here, Live, OutOfTime, execute
+from workers.stored_point import StoredPoint
 from workers.sync import sync
 
 

@@ -82,12 +82,15 @@ def points(vm: Annotated[str, typer.Argument(help="Name or instance UUID of a VM
     from tasks import tables
     from tasks.app import here
     from workers.restore_points import kept
+    from workers.status import half_applied
 
     found = kept(here(), vm)
     if json:
         show.as_json(found)
     else:
         tables.points(found)
+        for sentence in half_applied(here(), vm):
+            show.say(sentence)
 
 
 @app.command()

@@ -90,6 +90,9 @@ def rollback(
     to: Annotated[
         str | None, typer.Option("--to", metavar="POINT", help="As in `restore --point`; default: the one before.")
     ] = None,
+    to_sync_point: Annotated[
+        bool, typer.Option("--to-sync-point", help="Undo a sync that stopped half way: back to what it began from.")
+    ] = False,
     target: Annotated[str | None, typer.Option("--target", help="Of which replica, where there are several.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Read all of the replica, write what differs.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="Why --full; kept in the run.")] = "no reason given",
@@ -99,13 +102,20 @@ def rollback(
 ) -> None:
     """Bring a VM's replica to an older restore point, or forwards again, by differences; then it stays there.
 
-    The pair is paused until it is resumed, or the next sync would undo this.
+    The pair is paused until it is resumed, or the next sync would undo this. With --to-sync-point a half-applied
+    replica becomes what it was before, without the store where that is out of reach and the old content was kept.
 
     Example: understudy rollback web-01 --to 00000041 --wait
     """
     from tasks import ask_recovery
     from tasks.cli.work import why_full
 
+    if to_sync_point:
+        if to is not None or plan or full:
+            raise BadInput(
+                "--to-sync-point goes with none of --to, --plan and --full: the replica itself says where it goes"
+            )
+        return ask_recovery.undo(vm, target, wait=wait, as_json=json)
     why = why_full(full, reason)
     if plan:
         ask_recovery.plan_rollback(vm, to, target, full=why, as_json=json)

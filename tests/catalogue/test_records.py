@@ -46,6 +46,21 @@ def test_a_run_that_was_fenced_out_cannot_commit(catalogue: Catalogue) -> None:
     assert catalogue.run(run.id).live
 
 
+def test_half_applied_replicas_are_known_from_the_first_write_to_the_commit(catalogue: Catalogue) -> None:
+    one, other = pair(catalogue), pair(catalogue, source="another")
+    catalogue.applying(one.id, base="A", toward="B", undo="[ds1] x")
+    catalogue.applying(other.id, base="A", toward="B", undo="")
+    since = catalogue.half_applied()[one.id].since
+    catalogue.applying(one.id, base="A", toward="C", undo="")
+    known = catalogue.half_applied()
+    assert (known[one.id].toward, known[one.id].undo, known[one.id].since) == ("C", "", since)
+    for _ in range(2):
+        catalogue.applied(one.id)
+    assert set(catalogue.half_applied()) == {other.id}
+    catalogue.forget_pair(other.id, who="somebody", reason="it is over")
+    assert catalogue.half_applied() == {}
+
+
 def test_eight_that_commit_the_same_run_commit_it_once(catalogue: Catalogue) -> None:
     pair_, run = syncing(catalogue)
     answers = race(8, _commit, catalogue, pair_, run)

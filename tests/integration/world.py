@@ -132,6 +132,7 @@ class World:
             ]
         lines += [
             f'[stores.main]\npath = "store"\nscrub = {changes.get("scrub", 0)}',
+            *changes.get("store", ()),
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
             f'[groups.all]\nsource = "prod"\nstore = "main"\ntarget = {json.dumps(changes.get("target", "recovery"))}',
             changes.get("who") or f"vms = {json.dumps(changes.get('vms', ['*']))}",

@@ -30,6 +30,7 @@ from workers.catalogue import configurations as _configurations
 from workers.catalogue import ended as _ended
 from workers.catalogue import failures as _failures
 from workers.catalogue import fences as _fences
+from workers.catalogue import half_applied as _half_applied
 from workers.catalogue import history as _history
 from workers.catalogue import holds as _holds
 from workers.catalogue import inventory as _inventory
@@ -46,6 +47,7 @@ from workers.catalogue import sync_points as _sync_points
 from workers.catalogue.configurations import InForce
 from workers.catalogue.database import LOCK_WAIT, Database, now
 from workers.catalogue.ended import Ended
+from workers.catalogue.half_applied import HalfApplied
 from workers.catalogue.history import Dropped
 from workers.catalogue.holds import ENDS, Hold, HoldKind
 from workers.catalogue.inventory import Inventory, KnownVm
@@ -62,6 +64,7 @@ __all__ = [
     "Damage",
     "Dropped",
     "Ended",
+    "HalfApplied",
     "Hold",
     "HoldKind",
     "InForce",
@@ -200,6 +203,10 @@ class Catalogue(Database):
     latest_sync_points = _sync_points.latest_sync_points
     sync_point = _sync_points.sync_point
     sync_points = _sync_points.sync_points
+
+    applying = _half_applied.applying
+    applied = _half_applied.applied
+    half_applied = _half_applied.half_applied
 
     record_point = _points.record_point
     points = _points.points

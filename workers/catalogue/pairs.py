@@ -109,6 +109,7 @@ def disown(db: Database, pair_id: str) -> None:
         fences.lock(conn, target_of(pair_id))
         conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
         scrubs.forget(conn, target_of(pair_id))
+        conn.execute(sa.delete(schema.half_applied).where(schema.half_applied.c.pair == pair_id))
 
 
 def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
@@ -122,6 +123,7 @@ def forget_pair(db: Database, pair_id: str, *, who: str, reason: str) -> Pair:
         known = _get(conn, pair_id, lock=True)
         conn.execute(sa.delete(schema.sync_points).where(schema.sync_points.c.pair == pair_id))
         scrubs.forget(conn, target_of(pair_id))
+        conn.execute(sa.delete(schema.half_applied).where(schema.half_applied.c.pair == pair_id))
         conn.execute(sa.delete(schema.holds).where(H.target == target))
         said = holds.Hold(target=target, kind=holds.HoldKind.FORGOTTEN, since=now(conn), who=who, reason=reason)
         holds.put(conn, said)

@@ -227,6 +227,17 @@ sync_points = sa.Table(
     sa.UniqueConstraint("pair", "fence"),
 )
 
+#: Replicas whose cursor says `applying`, for status. The cursor is the truth.
+half_applied = sa.Table(
+    "half_applied",
+    metadata,
+    _text("pair", primary_key=True),
+    _text("base"),
+    _text("toward"),
+    _text("undo"),
+    _time("since"),
+)
+
 #: A mirror of the stores' manifests for status and dispatch. The store is the truth.
 points = sa.Table(
     "points",

@@ -174,6 +174,9 @@ class Settings(Model):
                     yield from _known(key, aim, dict.fromkeys(group.targets))
         for name, target in self.targets.items():
             yield from _known(("targets", name, "site"), target.site, self.sites)
+        for name, store in self.stores.items():
+            if store.site:
+                yield from _known(("stores", name, "site"), store.site, self.sites)
 
 
 def _named(key: str, file: Path | None, variable: str | None) -> str:

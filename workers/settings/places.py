@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -53,6 +53,8 @@ class StoreSettings(Model):
 
     #: a folder on a file system with fsync and hard links (local disks, NFS)
     path: Path
+    #: the site where it stands; empty = it can be read wherever replicas are, whatever else is down
+    site: str = ""
     #: packs of which less than this share is in use are compacted; 0 = never
     compact_below: float = Field(default=0.5, ge=0, le=0.95)
     #: bytes a second that a compaction reads and writes at most; none = no limit
@@ -84,6 +86,8 @@ class RecoveryTarget(Model):
     suffix: str = "_replica"
     #: of the replicas' disks
     provisioning: Provisioning = "thin"
+    #: whether a sync keeps what it overwrites until it commits: "auto" where the store stands at another site
+    undo: Literal["auto", "always", "never"] = "auto"
     #: whether network cards keep their addresses; without it, at another vCenter they do, within one they get new ones
     keep_macs: bool | None = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pyVmomi import vim, vmodl
@@ -245,12 +245,14 @@ def change_hardware(
     *,
     provisioning: Provisioning = "thin",
     made: Mapping[str, NewDisk] | None = None,
+    keep: Collection[str] = (),
     wait: float = WAIT,
 ) -> str:
     """Remove, add and grow disks, so that the replica's follow `point`, the source's configuration; the change version.
 
     Changes name disks by their ids on the source. An added disk is empty: also one that is removed in the same list.
-    How and where one is made says `made` by its id; else it is beside the VM, as `provisioning` says.
+    How and where one is made says `made` by its id; else it is beside the VM, as `provisioning` says. Of a removed disk
+    that `keep` names the files stay.
     A compare-and-set as `write_cursor`; `Refused` while the VM runs or has snapshots.
     """
     with refused_to(f"wait for what is under way at the VM {moref} ({s})"):
@@ -265,7 +267,8 @@ def change_hardware(
     others = [c for c in changes if c.kind != "remove disk"]
     # In two steps, because a disk may be replaced by another one in the same place.
     if removed and last != f"{token}-removed":
-        _reconfigure(s, state, removed, point, f"{token}-removed" if others else token, ({}, provisioning), wait)
+        said = f"{token}-removed" if others else token
+        _reconfigure(s, state, removed, point, said, ({}, provisioning), wait, keep)
         state = vm_state(s, moref)
         faults.at("disks-removed")
     if others:
@@ -298,6 +301,7 @@ def _reconfigure(
     token: str,
     made: tuple[Mapping[str, NewDisk], Provisioning],
     wait: float,
+    keep: Collection[str] = (),
 ) -> None:
     places: dict[str, str] = json.loads(state.notes.get(DISKS, "{}"))
     here = disk_map(state)
@@ -317,7 +321,7 @@ def _reconfigure(
         elif disk is None:
             raise Conflict(f"{state.identity.name} at {s} has no disk for {change.label}: read it again")
         elif change.kind == "remove disk":
-            devices.append(_edited(s, state, disk.key, "remove"))
+            devices.append(_edited(s, state, disk.key, "remove", keep=change.disk in keep))
             del places[change.disk]
         elif change.capacity < disk.capacity:
             raise BadInput(f"{change.label} cannot shrink from {disk.capacity} to {change.capacity}: remove and add it")
@@ -333,7 +337,9 @@ def _reconfigure(
     s.run(f"{what} of {state.identity.name} ({s})", lambda: s.vm(state.identity.moref).ReconfigVM_Task(spec), wait)
 
 
-def _edited(s: Session, state: VmState, key: int, operation: str, *, capacity: int | None = None) -> Any:
+def _edited(
+    s: Session, state: VmState, key: int, operation: str, *, capacity: int | None = None, keep: bool = False
+) -> Any:
     with refused_to(f"read the disks of {state.identity.name} ({s})"):
         devices = s.read(s.vm(state.identity.moref), "config.hardware.device")["config.hardware.device"]
     device = next((d for d in devices if d.key == key), None)
@@ -341,9 +347,8 @@ def _edited(s: Session, state: VmState, key: int, operation: str, *, capacity: i
         raise Conflict(f"{state.identity.name} at {s} has lost the device {key}: read it again")
     if capacity is not None:
         device.capacityInBytes, device.capacityInKB = capacity, capacity // 1024
-    return vim.vm.device.VirtualDeviceSpec(
-        operation=operation, device=device, fileOperation="destroy" if operation == "remove" else None
-    )
+    files = "destroy" if operation == "remove" and not keep else None
+    return vim.vm.device.VirtualDeviceSpec(operation=operation, device=device, fileOperation=files)
 
 
 def destroy(s: Session, moref: str, *, wait: float = WAIT) -> None:
