@@ -67,7 +67,6 @@ class HeldReplica(Replica):
         point = self._sync_point(self.cursor)
         report = self.live.report("succeeded", f"replica holds {point.point}", point.point)
         self._unpin_others(point.point)  # while the run lives, so that a failure to do so is tried again
-        unpin_elsewhere(self.here, self.pair, kept=self.store.id)
         faults.at("catalogue.before")
         point = self.here.catalogue.commit_sync(
             self.live.run.id, self.live.owner, point.model_copy(update={"written": report.written}), read=report.read
@@ -210,6 +209,7 @@ class HeldReplica(Replica):
         for point, holders in self.store.pins(self.pair.source).items():
             if point != kept and self._holder() in holders:
                 self.store.unpin(self.pair.source, point, self._holder())
+        unpin_elsewhere(self.here, self.pair, kept=self.store.id)
 
     def _witness(self, cursor: Cursor) -> str:
         """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""
