@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from workers.models import Pair, RestorePoint, RunKind, RunReport, RunState, SyncPlan, Trigger
+from workers import faults, helper
 from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import BACK_TO, ROLLED_BACK
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.store import Store
-from workers.sync import sync
+from workers.sync import bring_over, sync
 
 
 def target_of(pair: str) -> str:
@@ -41,6 +42,19 @@ def _replicate(live: Live) -> RunReport:
     if target.goal is not None:
         live.remember(point=target.goal.id)
     return sync(StoredPoint(target.store, target.goal), target, live)
+
+
+def help_out(here: Here, run_id: str) -> RunReport:
+    """Work on free slices of a sync that another worker began."""
+    return helper.help_out(here, run_id, _help, run)
+
+
+def _help(live: helper.Helper) -> None:
+    target = ReplicaTarget(live, live.here.catalogue.pair(live.run.target.removeprefix("pair:")))
+    todo = target.join()
+    if todo is None:
+        raise helper.NotAsLeft
+    bring_over(StoredPoint(target.store, target.goal), target, live, todo)
 
 
 def _kept_back(live: Live, paused: str) -> bool:

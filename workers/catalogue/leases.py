@@ -21,6 +21,8 @@ R = schema.runs.c
 
 #: in a run's memory: a person wants it to end, and why
 STOP = "stop"
+#: in a run's memory: a worker at one of its slices met what ends it: "family: sentence"
+CONDEMNED = "condemned"
 
 
 def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
@@ -82,6 +84,20 @@ def yield_run(
             attempts=run.attempts if error else 0,
             sent=now(conn),
         )
+        return True
+
+
+def share_run(db: Database, run_id: str, owner: str) -> bool:
+    """Let go while others work on its slices: running, and nobody's. False when it was not the owner's any more.
+
+    Who lets it go must look at the slices once more afterwards, and who finishes one must look at all of them and try
+    to claim the run: then one of the two sees that all are finished and the run is free.
+    """
+    with db.write() as conn:
+        run = runs.get(conn, run_id, lock=True)
+        if not holds(run, owner):
+            return False
+        _set(conn, run_id, owner=None, lease_until=None, not_before=None, attempts=0, error=None, sent=now(conn))
         return True
 
 
@@ -151,21 +167,11 @@ def finish(
                 return
             raise FencedOut(f"the run {run_id} has already ended ({run.state}); {owner} may not end it as {state}")
         _demand(run, owner)
-        told = (family or "error") if error else None
-        end(conn, run_id, state, point=point, read=read, written=written, stored=stored, error=error, family=told)
+        result = {"point": point, "read": read, "written": written, "stored": stored}
         if error:
-            failures.insert(
-                conn,
-                Failure(
-                    at=now(conn),
-                    run=run_id,
-                    task=task,
-                    vm=run.vm,
-                    kind=run.kind,
-                    family=family or "error",
-                    message=error,
-                ),
-            )
+            _fail(conn, run, error, family or "error", task, **result)
+        else:
+            end(conn, run_id, state, **result)
 
 
 def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
@@ -182,6 +188,29 @@ def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
             add_reasons(conn, run, (reason,))
             end(conn, run_id, RunState.STOPPED)
         return runs.get(conn, run_id)
+
+
+def condemn(db: Database, run_id: str, error: str, family: str) -> None:
+    """A worker at a slice met what ends the run: it ends here and now, or by the one who has it just now.
+
+    The first one who says it is heard. Nothing happens to a run that has ended.
+    """
+    with db.write() as conn:
+        run = runs.get(conn, run_id, lock=True)
+        if not run.live or CONDEMNED in run.memory:
+            return
+        if run.lease_until is not None and run.lease_until > now(conn):
+            _set(conn, run_id, memory={**run.memory, CONDEMNED: f"{family}: {error}"})
+            return
+        _fail(conn, run, error, family)
+
+
+def _fail(conn: sa.Connection, run: Run, error: str, family: str, task: str | None = None, **result: Any) -> None:
+    end(conn, run.id, RunState.FAILED, error=error, family=family, **result)
+    failures.insert(
+        conn,
+        Failure(at=now(conn), run=run.id, task=task, vm=run.vm, kind=run.kind, family=family, message=error),
+    )
 
 
 def end(conn: sa.Connection, run_id: str, state: RunState, **result: Any) -> None:
