@@ -51,7 +51,7 @@ class Helper(Live):
             known = isinstance(err, UnderstudyError)
             said = str(err) if known else f"unexpected {type(err).__name__}: {err}; the worker's log has the details"
             family = err.family if isinstance(err, UnderstudyError) else "unexpected"
-            self.here.catalogue.condemn(self.run.id, said, family)
+            self.here.catalogue.condemn(self.run.id, said, family, at=(part, self.owner))
 
 
 def help_out(

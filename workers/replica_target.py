@@ -10,6 +10,7 @@ from contextlib import closing
 from workers import approval, faults, nvram, plan, spread
 from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.members import policies_of
@@ -293,7 +294,7 @@ class ReplicaTarget(NewReplica):
             with closing(FileWriter(path, holes=disk.thin)) as destination:
                 copied = copy(
                     source,
-                    destination,
+                    slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

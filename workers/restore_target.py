@@ -9,6 +9,7 @@ from uuid import uuid4
 from workers import faults, nvram, plan, spread
 from workers.destination import provisioned
 from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
@@ -261,7 +262,7 @@ class RestoreTarget(HeldVm):
             with closing(FileWriter(path)) as destination:
                 copied = copy(
                     source,
-                    destination,
+                    slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -246,6 +246,11 @@ def test_a_fatal_failure_of_a_slice_ends_the_run_once(catalogue: Catalogue) -> N
     ended = catalogue.run(free.id)
     assert (ended.state, ended.error, ended.family) == (RunState.FAILED, "somebody powered it on", "touched")
     assert len(catalogue.failures(run=free.id)) == 1
+    late = planned(catalogue, target="t3")
+    gone = taken(catalogue, late, "a")
+    catalogue.release_slices(late.id, "a")
+    catalogue.condemn(late.id, "about what was there before", "refused", at=(gone, "a"))
+    assert CONDEMNED not in catalogue.run(late.id).memory
     kept = catalogue.run(led.id)
     assert kept.live and kept.memory[CONDEMNED] == "touched: somebody powered it on", "whoever has it ends it"
 

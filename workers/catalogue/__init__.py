@@ -51,11 +51,12 @@ from workers.catalogue.ended import Ended
 from workers.catalogue.history import Dropped
 from workers.catalogue.holds import ENDS, Hold, HoldKind
 from workers.catalogue.inventory import Inventory, KnownVm
-from workers.catalogue.leases import CONDEMNED, STOP
+from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
 from workers.catalogue.scrubs import Damage, Scrub
 from workers.catalogue.slices import PLAN, Short, SliceState
+from workers.catalogue.slices import CONDEMNED, PLAN, Short, SliceState
 from workers.errors import ConfigError
 
 __all__ = [
@@ -186,7 +187,6 @@ class Catalogue(Database):
     finish = _leases.finish
     ask_to_stop = _leases.ask_to_stop
     share_run = _leases.share_run
-    condemn = _leases.condemn
 
     fence = _fences.fence
     check_fence = _fences.check_fence
@@ -201,6 +201,7 @@ class Catalogue(Database):
     release_slices = _slices.release_slices
     slice_failed = _slices.slice_failed
     give_up_plan = _slices.give_up_plan
+    condemn = _slices.condemn
     short_of_workers = _slices.short_of_workers
     drop_slices = _slices.drop_slices
 

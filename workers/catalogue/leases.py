@@ -21,8 +21,6 @@ R = schema.runs.c
 
 #: in a run's memory: a person wants it to end, and why
 STOP = "stop"
-#: in a run's memory: a worker at one of its slices met what ends it: "family: sentence"
-CONDEMNED = "condemned"
 
 
 def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
@@ -169,7 +167,7 @@ def finish(
         _demand(run, owner)
         result = {"point": point, "read": read, "written": written, "stored": stored}
         if error:
-            _fail(conn, run, error, family or "error", task, **result)
+            fail(conn, run, error, family or "error", task, **result)
         else:
             end(conn, run_id, state, **result)
 
@@ -190,22 +188,8 @@ def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
         return runs.get(conn, run_id)
 
 
-def condemn(db: Database, run_id: str, error: str, family: str) -> None:
-    """A worker at a slice met what ends the run: it ends here and now, or by the one who has it just now.
-
-    The first one who says it is heard. Nothing happens to a run that has ended.
-    """
-    with db.write() as conn:
-        run = runs.get(conn, run_id, lock=True)
-        if not run.live or CONDEMNED in run.memory:
-            return
-        if run.lease_until is not None and run.lease_until > now(conn):
-            _set(conn, run_id, memory={**run.memory, CONDEMNED: f"{family}: {error}"})
-            return
-        _fail(conn, run, error, family)
-
-
-def _fail(conn: sa.Connection, run: Run, error: str, family: str, task: str | None = None, **result: Any) -> None:
+def fail(conn: sa.Connection, run: Run, error: str, family: str, task: str | None = None, **result: Any) -> None:
+    """End it, and leave a row of failures."""
     end(conn, run.id, RunState.FAILED, error=error, family=family, **result)
     failures.insert(
         conn,

@@ -22,6 +22,8 @@ S = schema.slices.c
 
 #: in a run's memory: which plan its slices are of. Without it they are of none, and nobody may claim them
 PLAN = "planned"
+#: in a run's memory: a worker at one of its slices met what ends it: "family: sentence"
+CONDEMNED = "condemned"
 
 #: what a checkpoint records of a slice
 _PROGRESS = ("done", "made", "read", "written", "stored")
@@ -197,6 +199,28 @@ def give_up_plan(db: Database, slice_: Slice, owner: str, fence: int, **memory: 
         _held(conn, slice_, owner)
         left = {key: value for key, value in run.memory.items() if key != PLAN}
         conn.execute(sa.update(schema.runs).where(R.id == run.id).values(memory={**left, **memory}))
+
+
+def condemn(db: Database, run_id: str, error: str, family: str, *, at: tuple[Slice, str] | None = None) -> None:
+    """A worker met what ends the run: it ends here and now, or by the one who has it just now.
+
+    The first one who says it is heard. Nothing happens to a run that has ended, nor when it was met `at` a slice that
+    is not this owner's any more: then it may be about what was there before.
+    """
+    with db.write() as conn:
+        run = runs.get(conn, run_id, lock=True)
+        if not run.live or CONDEMNED in run.memory:
+            return
+        if at is not None:
+            try:
+                _held(conn, *at)
+            except FencedOut:
+                return
+        if run.lease_until is not None and run.lease_until > now(conn):
+            memory = {**run.memory, CONDEMNED: f"{family}: {error}"}
+            conn.execute(sa.update(schema.runs).where(R.id == run_id).values(memory=memory))
+            return
+        leases.fail(conn, run, error, family)
 
 
 def short_of_workers(db: Database, sent_s: float) -> list[Short]:
