@@ -23,7 +23,7 @@ from workers.errors import (
 from workers.extents import EMPTY, Extents
 from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
-from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
+from workers.run import Here, Live, NotYet, OutOfTime, Shared, execute, storage_in_words
 from workers.settings import Group
 from workers.snapshot_point import SnapshotPoint, remove_snapshots
 from workers.store import Store, StoreWriter
@@ -138,8 +138,8 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, Conflict, FencedOut, SnapshotLost, OSError):
-        raise  # the run goes on later, or is not ours any more
+    except (OutOfTime, Shared, Transient, Conflict, FencedOut, SnapshotLost, OSError):
+        raise  # the run goes on, or is not ours any more
     except Exception:
         try:
             remove_snapshots(live, session, uuid)

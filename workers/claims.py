@@ -94,7 +94,9 @@ class Claims:
     def all_finished(self) -> bool:
         return all(part.finished for part in self.here.catalogue.slices(self.run.id))
 
-    def renew_slices(self, lease: float) -> bool:
-        held = set(self._held)
-        ours = self.here.catalogue.renew_slices(self.run.id, self.owner, lease) if held else held
+    def still_held(self) -> bool:
+        """Whether nobody took any of our slices. A look only: a writer that is stopped must not hold up the others."""
+        if not (held := set(self._held)):
+            return True
+        ours = {(s.disk, s.start) for s in self.here.catalogue.slices(self.run.id) if s.owner == self.owner}
         return not (held - ours) & self._held  # what was let go meanwhile is not lost

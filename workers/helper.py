@@ -40,7 +40,8 @@ class Helper(Live):
             log.info(reason, run=self.run.id, vm=self.run.vm)
 
     def renew(self, lease: float) -> bool:
-        return self.renew_slices(lease)
+        self.here.catalogue.renew_slices(self.run.id, self.owner, lease)
+        return self.still_held()
 
     def give_up_plan(self, part: Slice, **memory: str) -> None:
         self.here.catalogue.give_up_plan(part, self.owner, self.run.fence, **memory)

@@ -137,7 +137,7 @@ class Live(Claims):
 
     def renew(self, lease: float) -> bool:
         """Keep what we hold. False when any of it is another's by now."""
-        return self.here.catalogue.renew(self.run.id, self.owner, lease) and self.renew_slices(lease)
+        return self.here.catalogue.renew(self.run.id, self.owner, lease) and self.still_held()
 
     def may_read_all(self, policy: approval.Policy, *, first: int, again: int, yes: str | None = None) -> None:
         """Raise `ApprovalNeeded` where the policy wants a person to be asked, and none has said yes (approval.py).

@@ -61,7 +61,7 @@ def test_what_is_finished_is_let_go_and_shows_when(catalogue: Catalogue) -> None
     assert one.finished and one.owner == "a" and one.lease_until is None
     assert one.began is not None and one.ended is not None and two.began is not None and two.ended is None
     assert one.began <= two.began <= one.ended, "the ledger shows that they were at work at the same time"
-    assert catalogue.renew_slices(run.id, "a", LONG) == {("d", 0)}
+    catalogue.renew_slices(run.id, "a", LONG)
     assert catalogue.slices(run.id)[0].lease_until is None
     assert take(catalogue, run, "a") is None and other.start == 10
 
@@ -88,7 +88,7 @@ def test_a_slice_whose_lease_ran_out_goes_on_from_its_checkpoint_with_another(ca
         catalogue.check_slice(run.id, "dead", run.fence, dead)
     with pytest.raises(FencedOut, match="no longer dead's"):
         catalogue.checkpoint(run.id, run.fence, far(dead, 10), owner="dead")
-    assert catalogue.renew_slices(run.id, "dead", LONG) == set()
+    catalogue.renew_slices(run.id, "dead", LONG)
     catalogue.slice_failed(dead, "dead", "late", 60)
     catalogue.release_slices(run.id, "dead")
     assert catalogue.slices(run.id) == [found]
@@ -100,8 +100,17 @@ def test_a_lease_that_ran_out_unnoticed_still_holds(catalogue: Catalogue) -> Non
     mine = taken(catalogue, run, "a", 0.01)
     wait_for(lambda: (catalogue.slices(run.id)[0].lease_until or catalogue.now()) < catalogue.now(), "its end")
     catalogue.check_slice(run.id, "a", run.fence, mine)
-    assert catalogue.renew_slices(run.id, "a", LONG) == {("d", 0)}
+    catalogue.renew_slices(run.id, "a", LONG)
     assert take(catalogue, run, "b") is None
+
+
+def test_who_has_the_run_keeps_its_slices_with_it(catalogue: Catalogue) -> None:
+    run = planned(catalogue, 2)
+    taken(catalogue, run, "lead", 0.01)
+    other = taken(catalogue, run, "other", 0.01)
+    assert catalogue.renew(run.id, "lead", LONG)
+    found: SliceState = wait_for(lambda: take(catalogue, run, "next"), "the other's slice")
+    assert found.start == other.start and take(catalogue, run, "next") is None
 
 
 def test_letting_go_is_no_failed_try(catalogue: Catalogue) -> None:

@@ -127,6 +127,7 @@ class World:
                 f'user = "{USER}"',
                 f'password_file = "{secret}"',
                 f'ca_file = "{vcenter.certificate}"',
+                *(f'worker_rate = "{rate}"' for site, rate in changes.get("rates", {}).items() if site == vcenter.name),
                 f"[sites.{vcenter.name}.datastores]",
                 *(f'{ds} = "{vcenter.datastores / ds}"' for ds in ("ds1", "ds2")),
             ]

@@ -18,6 +18,7 @@ from workers.errors import Conflict, FencedOut
 from workers.models import Failure, Run, RunKind, RunState
 
 R = schema.runs.c
+S = schema.slices.c
 
 #: in a run's memory: a person wants it to end, and why
 STOP = "stop"
@@ -51,13 +52,22 @@ def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
 
 
 def renew(db: Database, run_id: str, owner: str, lease_s: float) -> bool:
-    """Keep the run for another `lease_s` seconds. False when it is no longer the owner's: then stop at once."""
+    """Keep the run, and the slices of it that are the owner's, for another `lease_s` seconds. False when the run is no
+    longer the owner's: then stop at once.
+    """
     with db.write() as conn:
         run = runs.get(conn, run_id, lock=True)
         if not holds(run, owner):
             return False
-        _set(conn, run_id, lease_until=now(conn) + timedelta(seconds=lease_s))
+        until = now(conn) + timedelta(seconds=lease_s)
+        _set(conn, run_id, lease_until=until)
+        keep_slices(conn, run_id, owner, until)
         return True
+
+
+def keep_slices(conn: sa.Connection, run_id: str, owner: str, until: datetime) -> None:
+    mine = (S.run == run_id) & (S.owner == owner) & (S.done < S.end)
+    conn.execute(sa.update(schema.slices).where(mine).values(lease_until=until))
 
 
 def yield_run(

@@ -115,14 +115,11 @@ def claim_slice(
         return found.model_copy(update=mine)
 
 
-def renew_slices(db: Database, run_id: str, owner: str, lease_s: float) -> set[tuple[str, int]]:
-    """Keep what the owner works on for another `lease_s` seconds. (disk, start) of all that is or was its last."""
+def renew_slices(db: Database, run_id: str, owner: str, lease_s: float) -> None:
+    """Keep what the owner works on for another `lease_s` seconds. `renew` does it for who has the run."""
     with db.write() as conn:
         runs.get(conn, run_id, lock=True)
-        mine = (S.run == run_id) & (S.owner == owner)
-        until = now(conn) + timedelta(seconds=lease_s)
-        conn.execute(sa.update(schema.slices).where(mine & UNFINISHED).values(lease_until=until))
-        return {(disk, start) for disk, start in conn.execute(sa.select(S.disk, S.start).where(mine))}
+        leases.keep_slices(conn, run_id, owner, now(conn) + timedelta(seconds=lease_s))
 
 
 def check_slice(db: Database, run_id: str, owner: str, fence: int, slice_: Slice) -> None:
