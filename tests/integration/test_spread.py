@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import signal
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import pytest
 
 from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping, stopped, wait_stopped
 from tests.integration.test_resumed import at, boot_and_write
-from tests.integration.world import MIB, World
-from workers import reaper, replicate
+from tests.integration.world import MIB, World, flat
+from workers import backup, reaper, replicate
 from workers.models import RunState
 
 #: of 8 MiB in slices of 512 KiB, four workers
@@ -232,3 +233,35 @@ def test_the_reaper_asks_for_as_many_as_are_missing(world: World) -> None:
     assert world.catalogue.claim(run.id, "somebody", 60)
     ((short, count),) = reaper.reap(world.here).short
     assert (short.id, count) == (run.id, 3)
+
+
+@pytest.mark.slow
+def test_a_first_sync_of_4_gib_over_four_workers_survives_the_death_of_any_three(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    """With the defaults: slices of 256 MiB, of which each death costs one at most."""
+    world = make_world(tuning=TUNING | {"slice_size": "1GiB"})
+    size, each = 4 << 30, 256 * MIB
+    world.make_vm("large", MIB)
+    world.grow_disk("large", 0, size)
+    source = flat(world.prod, world.disks("large")[0].file)
+    with open(source, "r+b") as file:
+        for number in range(size // MIB):
+            file.write(number.to_bytes(8, "little") * (MIB // 8))
+    made = world.request_backup("large")
+    assert backup.run(world.here, made.id).outcome == "succeeded"
+    run = world.request_sync("large")
+    crew = Crew(world, run, tmp_path / "crew")
+    meet = crew.together(4, "slice.locked")
+    lead = crew.lead(after(meet, killed("slice.synced", 2)))
+    assert crew.called() == 3
+    helpers = [crew.helper(after(meet, killed(step, 2))) for step in ("slice.written", "checkpoint.before")]
+    helpers.append(crew.helper(meet))
+    codes = sorted(worker.wait(20 * PATIENCE) or 0 for worker in (lead, *helpers))
+    assert codes == [-9, -9, -9, 0], [worker.said for worker in crew.workers]
+    parts = world.catalogue.slices(run.id)
+    assert len(parts) == 16 and overlapping(parts) >= 3
+    assert crew.written() - sum(part.written for part in parts) <= 3 * each
+    assert crew.go_on().outcome == "succeeded"
+    replica = flat(world.dr, next(iter(world.replica_disks("large").values())).file)
+    assert filecmp.cmp(source, replica, shallow=False)
