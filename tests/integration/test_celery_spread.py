@@ -56,6 +56,7 @@ def test_workers_of_a_site_share_a_disk_and_one_is_killed(realm: Realm, tmp_path
     assert run.written == 12 * MIB
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_stops_for_all_of_them(realm: Realm) -> None:
     world = realm.world
     full_vm(realm, "halted", 24 * MIB)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping, stopped, wait_stopped
+from tests.integration.forked import killed_at
 from tests.integration.test_resumed import at, boot_and_write
 from tests.integration.world import MIB, World, flat
 from workers import backup, reaper, replicate
@@ -35,7 +36,7 @@ def full_vm(world: World, name: str, size: int = 8 * MIB) -> str:
     return point
 
 
-@pytest.mark.parametrize("survivor", ["lead", "helper"])
+@pytest.mark.parametrize("survivor", ["helper", pytest.param("lead", marks=pytest.mark.slow)])
 def test_a_first_sync_over_four_workers_survives_the_death_of_any_three(
     world: World, tmp_path: Path, survivor: str
 ) -> None:
@@ -81,7 +82,15 @@ def test_whoever_is_last_commits_and_nobody_waits_for_it(world: World, tmp_path:
     assert crew.written() == 8 * MIB, "nothing was written twice"
 
 
-@pytest.mark.parametrize("step", ["slice.claimed", "slice.locked", "slice.checked", "slice.written"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("slice.claimed", marks=pytest.mark.slow),
+        pytest.param("slice.locked", marks=pytest.mark.slow),
+        "slice.checked",
+        pytest.param("slice.written", marks=pytest.mark.slow),
+    ],
+)
 def test_hole_10_a_helper_that_wakes_up_after_its_slice_went_to_another(
     world: World, tmp_path: Path, step: str
 ) -> None:
@@ -162,7 +171,7 @@ def test_a_helper_finds_what_its_lead_left_or_leaves(world: World, tmp_path: Pat
     """It changes nothing: no cursor, no content id, no plan, also where something has to be changed."""
     point = full_vm(world, "leaves")
     run = world.request_sync("leaves")
-    world.killed_at(run, "slice.locked")
+    killed_at(world, run, "slice.locked")
     replica = world.pair("leaves").replica_name
     boot_and_write(world, replica, MIB, b"guest")
     before = (world.state(replica, "dr"), world.catalogue.run(run.id), world.catalogue.slices(run.id))
@@ -177,7 +186,7 @@ def test_a_helper_finds_what_its_lead_left_or_leaves(world: World, tmp_path: Pat
 def test_a_boot_under_a_helper_ends_the_run_once_in_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     full_vm(world, "booted")
     run = world.request_sync("booted")
-    world.killed_at(run, "slice.locked")
+    killed_at(world, run, "slice.locked")
     replica = world.pair("booted").replica_name
     at(monkeypatch, "slice.claimed", lambda: boot_and_write(world, replica, MIB, b"guest"))
     assert replicate.help_out(world.here, run.id).outcome == "left"
@@ -189,7 +198,7 @@ def test_a_boot_under_a_helper_ends_the_run_once_in_words(world: World, monkeypa
 def test_stop_reaches_a_helper_whose_lead_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     full_vm(world, "stops")
     run = world.request_sync("stops")
-    world.killed_at(run, "checkpoint.after")
+    killed_at(world, run, "checkpoint.after")
     at(monkeypatch, "slice.synced", lambda: world.catalogue.ask_to_stop(run.id, "stopped by a person") and None)
     assert replicate.help_out(world.here, run.id).outcome == "stopped"
     assert world.catalogue.run(run.id).state is RunState.STOPPED
@@ -201,7 +210,7 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
 ) -> None:
     full_vm(world, "parks")
     run = world.request_sync("parks")
-    world.killed_at(run, "slice.locked")
+    killed_at(world, run, "slice.locked")
     first = world.catalogue.slices(run.id)[0]
     real = replicate.ReplicaTarget.write
 
@@ -225,7 +234,7 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
 def test_the_reaper_asks_for_as_many_as_are_missing(world: World) -> None:
     full_vm(world, "missing")
     run = world.request_sync("missing")
-    world.killed_at(run, "slice.locked")
+    killed_at(world, run, "slice.locked")
     with world.catalogue.write() as conn:
         conn.exec_driver_sql("update runs set sent = '2000-01-01 00:00:00.000000'")
     found = reaper.reap(world.here)
