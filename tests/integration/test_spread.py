@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping, stopped, wait_stopped
-from tests.integration.forked import killed_at
 from tests.integration.test_resumed import at, boot_and_write
 from tests.integration.world import MIB, World, flat
 from workers import backup, reaper, replicate
@@ -171,7 +170,7 @@ def test_a_helper_finds_what_its_lead_left_or_leaves(world: World, tmp_path: Pat
     """It changes nothing: no cursor, no content id, no plan, also where something has to be changed."""
     point = full_vm(world, "leaves")
     run = world.request_sync("leaves")
-    killed_at(world, run, "slice.locked")
+    world.killed_at(run, "slice.locked")
     replica = world.pair("leaves").replica_name
     boot_and_write(world, replica, MIB, b"guest")
     before = (world.state(replica, "dr"), world.catalogue.run(run.id), world.catalogue.slices(run.id))
@@ -186,7 +185,7 @@ def test_a_helper_finds_what_its_lead_left_or_leaves(world: World, tmp_path: Pat
 def test_a_boot_under_a_helper_ends_the_run_once_in_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     full_vm(world, "booted")
     run = world.request_sync("booted")
-    killed_at(world, run, "slice.locked")
+    world.killed_at(run, "slice.locked")
     replica = world.pair("booted").replica_name
     at(monkeypatch, "slice.claimed", lambda: boot_and_write(world, replica, MIB, b"guest"))
     assert replicate.help_out(world.here, run.id).outcome == "left"
@@ -198,7 +197,7 @@ def test_a_boot_under_a_helper_ends_the_run_once_in_words(world: World, monkeypa
 def test_stop_reaches_a_helper_whose_lead_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     full_vm(world, "stops")
     run = world.request_sync("stops")
-    killed_at(world, run, "checkpoint.after")
+    world.killed_at(run, "checkpoint.after")
     at(monkeypatch, "slice.synced", lambda: world.catalogue.ask_to_stop(run.id, "stopped by a person") and None)
     assert replicate.help_out(world.here, run.id).outcome == "stopped"
     assert world.catalogue.run(run.id).state is RunState.STOPPED
@@ -210,7 +209,7 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
 ) -> None:
     full_vm(world, "parks")
     run = world.request_sync("parks")
-    killed_at(world, run, "slice.locked")
+    world.killed_at(run, "slice.locked")
     first = world.catalogue.slices(run.id)[0]
     real = replicate.ReplicaTarget.write
 
@@ -234,7 +233,7 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
 def test_the_reaper_asks_for_as_many_as_are_missing(world: World) -> None:
     full_vm(world, "missing")
     run = world.request_sync("missing")
-    killed_at(world, run, "slice.locked")
+    world.killed_at(run, "slice.locked")
     with world.catalogue.write() as conn:
         conn.exec_driver_sql("update runs set sent = '2000-01-01 00:00:00.000000'")
     found = reaper.reap(world.here)

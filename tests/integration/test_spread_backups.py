@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping
-from tests.integration.forked import killed_at
 from tests.integration.world import MIB, World, flat
 from workers import backup, prune, restore
 from workers.models import RunState
@@ -56,7 +55,7 @@ def test_hole_28_a_block_that_a_helper_finds_missed_starts_the_run_again_once(wo
     world.write("missed", 3 * MIB + 4096, b"reported" * 1000)
     world.prod.control(cbt={"VM": "missed", "Disk": 0, "Hide": {"Offset": 2 * MIB, "Length": MIB}, "Answers": 5})
     run = world.request_backup("missed")
-    killed_at(world, run, "slices.planned")
+    world.killed_at(run, "slices.planned")
     assert backup.help_out(world.here, run.id).outcome == "left"
     known = world.catalogue.run(run.id)
     assert known.live and "planned" not in known.memory and any(key.startswith("compare") for key in known.memory)
@@ -71,7 +70,7 @@ def test_a_helper_that_comes_too_late_is_not_waited_for(world: World) -> None:
     """It registers with the store when its run has ended already, and is killed there: prune must not wait for ever."""
     world.make_vm("late", 4 * MIB)
     run = world.request_backup("late")
-    killed_at(world, run, "slices.planned")
+    world.killed_at(run, "slices.planned")
     world.give_up(run.id)
     world.store.writer(run.id)  # and never closed
     world.store.writer("of-another-catalogue")
