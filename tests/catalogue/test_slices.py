@@ -267,12 +267,13 @@ def test_a_fatal_failure_of_a_slice_ends_the_run_once(catalogue: Catalogue) -> N
 def test_what_more_workers_could_be_at(catalogue: Catalogue) -> None:
     run = planned(catalogue, 5)
     taken(catalogue, run, "a")
-    lost = taken(catalogue, run, "lost", 0.05)
+    lost = taken(catalogue, run, "lost")
     taken(catalogue, run, "b")
     waiting = taken(catalogue, run, "c")
     catalogue.slice_failed(waiting, "c", "later", 600)
     catalogue.mark_sent([run.id])
     assert catalogue.short_of_workers(sent_s=600) == []
+    catalogue.renew_slices(run.id, "lost", 0)
     (short,) = wait_for(lambda: catalogue.short_of_workers(sent_s=600), "the end of a lease")
     assert (short.run.id, short.free, short.busy) == (run.id, 2, 2) and lost.start == 10
     catalogue.mark_sent([run.id])
