@@ -220,6 +220,16 @@ def test_a_shared_run_is_running_and_not_lost_while_somebody_works_on_it(catalog
     assert catalogue.lost_runs(queued_s=0) == []
 
 
+def test_a_shared_run_whose_last_worker_dies_is_lost_when_its_lease_has_run_out(catalogue: Catalogue) -> None:
+    run = planned(catalogue, 1)
+    taken(catalogue, run, "helper")
+    catalogue.share_run(run.id, "lead")
+    assert catalogue.lost_runs(queued_s=600) == []
+    catalogue.renew_slices(run.id, "helper", 0)
+    (lost,) = wait_for(lambda: catalogue.lost_runs(queued_s=600), "the end of its lease")
+    assert lost.id == run.id
+
+
 def test_whoever_is_last_has_the_run_and_it_is_one(catalogue: Catalogue) -> None:
     """The lead gives the run back and looks again; each who ends its last slice looks and claims: one commits."""
     for turn in range(5):

@@ -105,7 +105,8 @@ def share_run(db: Database, run_id: str, owner: str) -> bool:
         run = runs.get(conn, run_id, lock=True)
         if not holds(run, owner):
             return False
-        _set(conn, run_id, owner=None, lease_until=None, not_before=None, attempts=0, error=None, sent=now(conn))
+        tries = max(0, run.attempts - 1)  # this one did not fail
+        _set(conn, run_id, owner=None, lease_until=None, not_before=None, attempts=tries, error=None, sent=now(conn))
         return True
 
 

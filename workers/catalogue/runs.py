@@ -120,8 +120,10 @@ def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run
         deserted = (R.state == RunState.RUNNING) & (R.lease_until < moment) & (old | (R.sent < R.lease_until))
         waiting = (R.state == RunState.QUEUED) & old & (R.not_before.is_(None) | (R.not_before <= moment))
         S = schema.slices.c
-        busy = sa.select(S.run).where((S.run == R.id) & (S.done < S.end) & S.owner.is_not(None), S.lease_until > moment)
-        shared = (R.state == RunState.RUNNING) & R.lease_until.is_(None) & old & ~busy.exists()
+        begun = sa.select(S.run).where((S.run == R.id) & (S.done < S.end) & S.owner.is_not(None))
+        busy = begun.where(S.lease_until > moment).exists()
+        died = begun.where(S.lease_until <= moment, S.lease_until > R.sent).exists()
+        shared = (R.state == RunState.RUNNING) & R.lease_until.is_(None) & (old | died) & ~busy
         found = conn.execute(
             _select().where(schema.LIVE, deserted | waiting | shared).order_by(R.sent, R.number).limit(limit)
         ).all()
