@@ -23,7 +23,7 @@ WORK = {
     RunKind.FORGET: "understudy.forget.run",
 }
 
-#: what helps with a run: the same, for its free slices only
+#: what helps with a run: the same, for its free slices only. Others (a verification reads gently) have one worker
 HELP = {
     RunKind.BACKUP: "understudy.backup.slice",
     RunKind.SYNC: "understudy.sync.slice",

@@ -55,7 +55,6 @@ from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
 from workers.catalogue.scrubs import Damage, Scrub
-from workers.catalogue.slices import PLAN, Short, SliceState
 from workers.catalogue.slices import CONDEMNED, PLAN, Short, SliceState
 from workers.errors import ConfigError
 

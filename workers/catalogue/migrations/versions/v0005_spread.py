@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005_spread"
-down_revision = "0004_pairs"
+down_revision = "0005_verify"
 
 TIME = sa.DateTime(timezone=True)
 
