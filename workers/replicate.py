@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from workers import helper
 from workers.models import Pair, RestorePoint, RunKind, RunReport, RunState, SyncPlan, Trigger
-from workers import faults, helper
 from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import BACK_TO, ROLLED_BACK
