@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -11,6 +12,7 @@ from tasks.app import adhoc_queue, app, data_queue, here
 from workers import dispatch
 from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
+from workers.run import Here
 
 WORK = {
     RunKind.BACKUP: "understudy.backup.run",
@@ -19,6 +21,13 @@ WORK = {
     RunKind.VERIFY: "understudy.verify.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
+}
+
+#: what helps with a run: the same, for its free slices only. Others (a verification reads gently) have one worker
+HELP = {
+    RunKind.BACKUP: "understudy.backup.slice",
+    RunKind.SYNC: "understudy.sync.slice",
+    RunKind.RESTORE: "understudy.restore.slice",
 }
 
 
@@ -50,23 +59,38 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
 
     Raises `BrokerUnreachable`: the runs stay in the catalogue and the reaper sends them when Redis is back.
     """
-    if not runs:
+    _publish([(WORK[run.kind], run) for run in runs], countdown)
+
+
+def call_helpers(run: Run, count: int) -> None:
+    """Messages for so many more workers of the run's site. Whoever takes one looks what is left to do."""
+    if run.kind in HELP:
+        _publish([(HELP[run.kind], run)] * count)
+
+
+def with_helpers() -> Here:
+    """What a worker has at hand, and whom it asks for help."""
+    return replace(here(), call_helpers=call_helpers)
+
+
+def _publish(messages: Sequence[tuple[str, Run]], countdown: float | None = None) -> None:
+    if not messages:
         return
     try:
         with app.producer_or_acquire() as producer, producer.batch(1000):
-            for run in runs:
-                _send(run, producer, countdown)
+            for task, run in messages:
+                _send(task, run, producer, countdown)
     except (OperationalError, OSError) as err:
         raise BrokerUnreachable(
-            f"Redis at {_address()} does not answer ({_short(err)}); {len(runs)} runs stay queued in the catalogue "
+            f"Redis at {_address()} does not answer ({_short(err)}); {len(messages)} runs stay queued in the catalogue "
             "and go on by themselves when it is back"
         ) from err
-    here().catalogue.mark_sent(run.id for run in runs)
+    here().catalogue.mark_sent({run.id for _, run in messages})
 
 
-def _send(run: Run, producer: Any, countdown: float | None) -> None:
+def _send(task: str, run: Run, producer: Any, countdown: float | None) -> None:
     app.send_task(
-        WORK[run.kind],
+        task,
         kwargs={"run": run.id, "vm": run.vm},
         kwargsrepr=f"vm={run.vm} run={run.id} trigger={run.trigger}",
         queue=queue_of(run),
@@ -82,7 +106,9 @@ def queue_of(run: Run) -> str:
 
 
 def go_on(report: RunReport) -> None:
-    """Queue the rest of a run that was given back. The reaper would too, later."""
+    """Queue the rest of a run that was given back, or of the help with one. The reaper would too, later."""
+    if report.outcome == "helps":
+        call_helpers(here().catalogue.run(report.run), 1)
     if report.outcome in ("continues", "waiting"):
         run = here().catalogue.run(report.run)
         pause = (run.not_before - here().catalogue.now()).total_seconds() if run.not_before else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.app import app, data_queue, here
-from tasks.dispatch import queue_of, send
+from tasks.dispatch import call_helpers, queue_of, send
 from tasks.waiting import runs_in
 from workers import grace, reaper
 from workers import prune as retention
@@ -14,16 +14,21 @@ from workers.settings import seconds
 
 @app.task(name="understudy.reap", ignore_result=True)
 def reap() -> None:
-    """Runs whose worker or message vanished get a new message; a worker of their site cleans failed backups up.
+    """Runs whose worker or message vanished get a new message, those that lost helpers new ones; a worker of their
+    site cleans failed backups up.
 
     A message that still waits is not lost, its queue is merely long. Without that look a night's backlog of 5,000 runs
     would get another 5,000 messages every half minute, and Redis would be full by the morning.
     """
     found = reaper.reap(here())
-    queues = {*map(queue_of, found.lost), *(data_queue(run.site) for run in found.unclean)}
+    runs = [*found.lost, *(run for run, _ in found.short)]
+    queues = {*map(queue_of, runs), *(data_queue(run.site) for run in found.unclean)}
     waiting = runs_in(queues) if queues else set()
-    here().catalogue.mark_sent(run.id for run in found.lost if run.id in waiting)
+    here().catalogue.mark_sent(run.id for run in runs if run.id in waiting)
     send([run for run in found.lost if run.id not in waiting])
+    for run, count in found.short:
+        if run.id not in waiting:
+            call_helpers(run, count)
     for run in found.unclean:
         if run.id not in waiting:
             app.send_task(

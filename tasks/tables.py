@@ -9,8 +9,9 @@ from typing import Any
 from rich.text import Text
 
 from tasks import show
+from workers.catalogue import SliceState
 from workers.check import Finding
-from workers.models import Failure, Run, RunState, Slice, SyncPlan
+from workers.models import Failure, Run, RunState, SyncPlan
 from workers.restore_points import Kept
 from workers.state import State
 from workers.status import Protected, kind_of
@@ -132,7 +133,7 @@ def _some(reasons: Sequence[str]) -> str:
     return f"{reasons[0]}{more}" if reasons else ""
 
 
-def run(one: Run, slices: Sequence[Slice], failures: Sequence[Failure]) -> None:
+def run(one: Run, slices: Sequence[SliceState], failures: Sequence[Failure]) -> None:
     """Everything that is known about a run."""
     facts = show.table("", "")
     facts.show_header = False
@@ -145,15 +146,22 @@ def run(one: Run, slices: Sequence[Slice], failures: Sequence[Failure]) -> None:
     _list("reasons", one.reasons)
     if slices:
         show.console().print("")
-        rows = show.table("disk", "from", "to", "done", "read", "written", "stored", "made", title="slices")
+        sizes, work = ("from", "to", "done", "read", "written", "stored"), ("worker", "began", "ended", "made", "error")
+        rows = show.table("disk", *sizes, *work, title="slices")
         for part in slices:
             done = "all" if part.finished else show.size(part.done - part.start)
             rows.add_row(
                 *(part.disk, show.size(part.start), show.size(part.end), done),
-                *(show.size(part.read), show.size(part.written), show.size(part.stored), part.made or "-"),
+                *(show.size(part.read), show.size(part.written), show.size(part.stored), part.owner or "-"),
+                *(_clock(part.began), _clock(part.ended), part.made or "-", part.error or "-"),
             )
         show.console().print(rows)
     _list("failures", [f"{show.moment(f.at)} {f.family} ({f.kind}): {f.message}" for f in failures])
+
+
+def _clock(at: datetime | None) -> str:
+    """To a millisecond, so that it shows who worked at the same time."""
+    return "-" if at is None else f"{at:%H:%M:%S.%f}"[:-3]
 
 
 def _fact(name: str, value: Any) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from workers import approval, faults, members, plan, prune, template_point
+from workers import approval, faults, helper, members, plan, prune, template_point
 from workers.errors import (
     ChangeTrackingUnusable,
     Conflict,
@@ -23,12 +23,12 @@ from workers.errors import (
 from workers.extents import EMPTY, Extents
 from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
-from workers.run import Here, Live, NotYet, OutOfTime, execute, storage_in_words
+from workers.run import Here, Live, NotYet, OutOfTime, Shared, execute, storage_in_words
 from workers.settings import Group
 from workers.snapshot_point import SnapshotPoint, remove_snapshots
 from workers.store import Store, StoreWriter
 from workers.store.layout import SEGMENT
-from workers.sync import sync
+from workers.sync import bring_over, sync
 from workers.vsphere import changes
 from workers.vsphere.session import Session, connect
 
@@ -64,7 +64,7 @@ def _backup(live: Live) -> RunReport:
         _retire(live, store, store_name, uuid)
         return report
     parent = newest.id if newest is not None else ""
-    if live.recall("planned") is not None and live.recall("parent") != parent:
+    if live.planned and live.recall("parent") != parent:
         live.forget_slices()
         live.note("the checkpoints of this run are given up: the store's newest restore point is another one now")
     live.remember(parent=parent)
@@ -85,6 +85,28 @@ def _backup(live: Live) -> RunReport:
             raise
     _retire(live, store, store_name, uuid)
     return report
+
+
+def help_out(here: Here, run_id: str) -> RunReport:
+    """Work on free slices of a backup that another worker began."""
+    return helper.help_out(here, run_id, _help, run)
+
+
+def _help(live: helper.Helper) -> None:
+    _, store_name, uuid = live.run.target.split(":", 2)
+    store = Store.open(live.here.settings.store(store_name).path)
+    newest = store.newest(uuid)
+    if live.recall("parent") != (newest.id if newest is not None else ""):
+        raise helper.NotAsLeft
+    session = connect(live.run.site, live.here.settings.site(live.run.site))
+    point = template_point.take(live, session, uuid, quiesce=False)  # the one that is there: a helper makes none
+    try:
+        with store.writer(live.run.id) as writer:
+            chain = Chain(live, store, store_name, writer, point, newest)
+            bring_over(point, chain, live, chain.take())
+    finally:
+        if not live.here.catalogue.run(live.run.id).live:
+            store.abandon(live.run.id)  # it ended before we registered: prune would wait for us
 
 
 def _start_again(live: Live, err: SnapshotLost) -> None:
@@ -116,8 +138,8 @@ def _given_up(live: Live, store: Store, session: Session, uuid: str) -> Iterator
     """After an error that ends the run, remove its snapshot; the first error stays the one that is raised."""
     try:
         yield
-    except (OutOfTime, Transient, Conflict, FencedOut, SnapshotLost, OSError):
-        raise  # the run goes on later, or is not ours any more
+    except (OutOfTime, Shared, Transient, Conflict, FencedOut, SnapshotLost, OSError):
+        raise  # the run goes on, or is not ours any more
     except Exception:
         try:
             remove_snapshots(live, session, uuid)
@@ -159,14 +181,15 @@ class Chain:
             raise Refused(f"{self.live.run.vm} has no disk that can be protected: {why}")
         todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
         modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
-        if self.live.recall("planned") is not None and self.live.recall("modes") != modes:
+        if self.live.planned and self.live.recall("modes") != modes:
             self.live.forget_slices()  # planned for a smaller part of a disk than must be read now
-        if self.live.recall("planned") is None:
+        if not self.live.planned:
             read = {
                 mode: sum(todo[k].total for k, (m, _) in self._how.items() if m == mode) for mode in ("full", "compare")
             }
             self.live.may_read_all(approval.strictest(_groups(self.live)), first=read["full"], again=read["compare"])
-        self.live.remember(modes=modes)
+        if self.live.recall("modes") != modes:
+            self.live.remember(modes=modes)
         return todo
 
     def _todo(self, disk: Disk) -> Extents:
@@ -219,7 +242,7 @@ class Chain:
 
     def _decide(self, disk: Disk, mode: BackupMode, reason: str) -> None:
         self._how[disk.id] = (mode, reason)
-        if self.live.recall("planned") is None:
+        if not self.live.planned:
             self.live.note(f"{disk.label}: {mode}, {reason}")
 
     def _unprotected(self) -> list[str]:
@@ -246,7 +269,7 @@ class Chain:
         )
         missed = segment.differing & self._samples.get(disk.id, EMPTY)
         if mode == "delta" and missed:
-            self._mistrust(disk, missed)
+            self._mistrust(part, missed)
         self._pending.append(
             part.model_copy(
                 update={
@@ -260,19 +283,20 @@ class Chain:
         )
         now = time.monotonic()
         if now > self.live.deadline or now - self._flushed > FLUSH_EVERY:
-            self._flush()
+            self.flush()
 
-    def _mistrust(self, disk: Disk, missed: Extents) -> None:
+    def _mistrust(self, part: Slice, missed: Extents) -> None:
         """A sampled block changed though change tracking did not say so: its whole answer is worthless."""
+        disk = self.point.disks[part.disk]
         offset = next(iter(missed))[0]
         reason = (
             f"change tracking missed a changed block at byte {offset}, found by the sample; comparing the whole disk"
         )
         self.live.note(f"{disk.label}: {reason}")
-        self.live.remember(**{f"compare {disk.id}": reason})
+        self.live.give_up_plan(part, **{f"compare {disk.id}": reason})
         raise SnapshotLost(reason)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if self._pending:
             self.writer.flush()
             self.live.checkpoint(*self._pending)
@@ -280,7 +304,7 @@ class Chain:
         self._flushed = time.monotonic()
 
     def commit(self) -> RunReport:
-        self._flush()
+        self.flush()
         self.live.check()
         if (why := self.point.lost()) is not None:
             raise SnapshotLost(why)

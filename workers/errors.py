@@ -22,6 +22,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 ├── SnapshotLost                the run's snapshot is gone: the run starts again from a new one
 ├── Stopped                     a person ended the run: at a checkpoint, nothing is wrong
 ├── WorkerLost                  its workers died once too often: somebody must look why
+├── SliceFailed                 a part of a disk failed too often, or another worker of the run met what ends it
 ├── Conflict                    a compare-and-set lost: read again, decide again
 └── BadInput                    what was asked or configured cannot be
     ├── ConfigError             a key, its value, what is allowed
@@ -140,6 +141,16 @@ class WorkerLost(UnderstudyError):
             f"its worker was lost {times} times in a row (killed, out of memory, or its machine went down); "
             "look at the workers' logs, then start it again"
         )
+
+
+class SliceFailed(UnderstudyError):
+    """`family` is that of what ends the run, where it has one."""
+
+    family = "slice failed"
+
+    def __init__(self, message: str, family: str = family) -> None:
+        super().__init__(message)
+        self.family = family
 
 
 class Conflict(UnderstudyError):

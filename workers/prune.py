@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from workers import grace, retention
@@ -53,6 +54,7 @@ def free(here: Here, name: str, *, compact: bool = True, seconds: float | None =
     configured = here.settings.store(name)
     opened = Store.open(configured.path)
     with storage_in_words():
+        _end_writers(here, opened)
         pruned = opened.prune()
         if not compact or not configured.compact_below:
             return Freed(store=name, pruned=pruned)
@@ -72,6 +74,14 @@ def free(here: Here, name: str, *, compact: bool = True, seconds: float | None =
                 }
             )
     return Freed(store=name, pruned=pruned, compacted=compacted)
+
+
+def _end_writers(here: Here, opened: Store) -> None:
+    """Of runs that have ended: a helper may have registered after that, and died before it could say goodbye."""
+    for run in opened.runs():
+        with suppress(NotFound):  # another catalogue's
+            if not here.catalogue.run(run).live:
+                opened.abandon(run)
 
 
 def _of_vm(here: Here, name: str, opened: Store, uuid: str, rules: Rules, dry_run: bool) -> Retired:

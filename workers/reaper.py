@@ -12,11 +12,13 @@ from workers.settings import seconds
 
 
 class Found(NamedTuple):
-    """`lost` wait for a message; `ended` failed here and now; `unclean` have something to be removed."""
+    """`lost` wait for a message; `ended` failed here and now; `unclean` have something to be removed; of `short`
+    each is worth so many more workers."""
 
     lost: list[Run]
     ended: list[Run]
     unclean: list[Run]
+    short: list[tuple[Run, int]]
 
 
 def reap(here: Here) -> Found:
@@ -36,7 +38,21 @@ def reap(here: Here) -> Found:
             lost.append(run)
             continue
         _end(here, run, str(WorkerLost(run.attempts)), WorkerLost.family, ended)
-    return Found(lost, ended, _unclean(here))
+    return Found(lost, ended, _unclean(here), _short(here))
+
+
+def _short(here: Here) -> list[tuple[Run, int]]:
+    """Runs of which free slices wait though more workers may be at them: a helper, or the message for it, was lost.
+
+    A run that is worked on for long without having called helpers, being small, is slow enough to have some.
+    """
+    tuning = here.settings.tuning
+    found = []
+    for short in here.catalogue.short_of_workers(sent_s=2 * seconds(tuning.reap_every)):
+        more = min(short.free, tuning.spread - max(1, short.busy))
+        if more > 0 and short.run.site in here.settings.sites:
+            found.append((short.run, more))
+    return found
 
 
 def _end(here: Here, run: Run, sentence: str, family: str, ended: list[Run]) -> None:

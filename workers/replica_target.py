@@ -7,10 +7,11 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 
-from workers import approval, faults, nvram, plan, undo_kept
+from workers import approval, faults, nvram, plan, spread, undo_kept
 from workers.destination import datastore_of, differences
 from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.disks.saving import ReadWriter
+from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.members import policies_of
@@ -18,12 +19,10 @@ from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncP
 from workers.point import Reader
 from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
+from workers.settings import size
 from workers.transfer import copy, in_slices
 from workers.vsphere import replica, snapshots
 from workers.vsphere.building import NewDisk
-
-#: disk work between two checkpoints: a worker that dies repeats at most this much
-SLICE = 1 << 30
 
 
 class ReplicaTarget(NewReplica):
@@ -55,15 +54,33 @@ class ReplicaTarget(NewReplica):
         self._over()
         self._unpin_others(cursor.base)
 
+    def join(self) -> Mapping[str, Extents] | None:
+        """What `take` gave an earlier message, when all is as it left it: then there is nothing to change, and no
+        worker that writes needs to be waited for. None when something must be changed first.
+        """
+        if self.goal is None or self.state is None or self.cursor is None or not self.live.planned:
+            return None
+        cursor, compares = self.cursor, self.decision.mode == "compare"
+        begun = self._begun() and self.goal.id in cursor.targets and bool(cursor.compare) == compares
+        ours = self._owned() and cursor.content == self.evidence and cursor.fence == self.live.run.fence
+        known = self.pair.replica == self.state.identity.instance_uuid
+        if not (begun and ours and known) or self.doubt is not None or self.state.snapshots or self._hardware():
+            return None
+        extents = self._extents(())
+        return extents if self.live.recall("situation") == self._situation(extents) else None
+
     def take(self) -> Mapping[str, Extents]:
         assert self.goal is not None
+        if (left := self.join()) is not None:
+            self.store.pin(self.pair.source, self.goal.id, self._holder())
+            return left
         changes = self._hardware()
         extents = self._extents(changes)
         situation = self._situation(extents)
-        if self.live.recall("planned") is not None and (why := self._overtaken(situation)) is not None:
+        if self.live.planned and (why := self._overtaken(situation)) is not None:
             self.live.forget_slices()
             self._note(f"the checkpoints of this run are given up: {why}")
-        if self.live.recall("planned") is None:
+        if not self.live.planned:
             self._ask(changes, extents)
             self.live.remember(situation=situation)
             self._explain(changes, extents)
@@ -288,7 +305,9 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        return in_slices(todo, SLICE)
+        tuning = self.here.settings.tuning
+        most = size(tuning.slice_size)
+        return in_slices(todo, spread.slice_bytes(todo.total, most=most, workers=tuning.spread))
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -296,13 +315,13 @@ class ReplicaTarget(NewReplica):
         path = self._path(disk)
         with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
             faults.at("slice.locked")
-            self.live.check()
+            self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(self._opened(disk, part)) as destination:
                 copied = copy(
                     source,
-                    destination,
+                    slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
@@ -331,6 +350,9 @@ class ReplicaTarget(NewReplica):
 
     def _read_back(self, destination: Reader, source: Reader, written: Extents) -> None:
         """A look at what was written and synced. What a restore point gives has a digest that verifies it later."""
+
+    def flush(self) -> None:
+        """Each slice is synced and checkpointed as it ends."""
 
     def commit(self) -> RunReport:
         assert self.cursor is not None and self.goal is not None

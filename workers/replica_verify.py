@@ -20,7 +20,8 @@ from workers.errors import NotFound, Refused, StoreDamaged, ValidationFailed
 from workers.extents import GRANULE, Extents
 from workers.models import Disk, PointDisk, RunReport, RunState, Slice, Trigger
 from workers.point import Reader
-from workers.replica_target import SLICE, ReplicaTarget
+from workers.replica_target import ReplicaTarget
+from workers.settings import size
 from workers.transfer import copy, in_slices
 from workers.vsphere import replica
 
@@ -138,7 +139,7 @@ class VerifiedReplica(ReplicaTarget):
         return part.disk.label if part is not None else disk
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        return in_slices(todo, SLICE)
+        return in_slices(todo, size(self.here.settings.tuning.slice_size))  # no helpers: see tasks/dispatch.py
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Compare the slice, under the lock that a writer needs; what differs is on record before it counts as done."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from workers import helper
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
 from workers.replica_held import BACK_TO, ROLLED_BACK, stay_there
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.stored_point import StoredPoint
-from workers.sync import sync
+from workers.sync import bring_over, sync
 from workers.undo import SYNC_POINT, roll_back
 
 
@@ -43,6 +44,21 @@ def _replicate(live: Live) -> RunReport:
     if target.goal is not None:
         live.remember(point=target.goal.id)
     return sync(StoredPoint(target.store, target.goal), target, live)
+
+
+def help_out(here: Here, run_id: str) -> RunReport:
+    """Work on free slices of a sync that another worker began."""
+    return helper.help_out(here, run_id, _help, run)
+
+
+def _help(live: helper.Helper) -> None:
+    if live.recall(BACK_TO) == SYNC_POINT:  # what undoes is one worker: it reads what was kept in one order
+        raise helper.NotAsLeft
+    target = ReplicaTarget(live, live.here.catalogue.pair(live.run.target.removeprefix("pair:")))
+    todo = target.join()
+    if todo is None:
+        raise helper.NotAsLeft
+    bring_over(StoredPoint(target.store, target.goal), target, live, todo)
 
 
 def _kept_back(live: Live, paused: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import backup, faults, plan
+from workers import backup, faults, helper, plan
 from workers.errors import BadInput, NeedsPerson, NotFound, Refused, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint, Run, RunKind, RunReport, Trigger, VmState
 from workers.restore_held import holder
@@ -10,7 +10,7 @@ from workers.restore_order import Order, Wish, order_of
 from workers.restore_target import RestoreTarget
 from workers.run import Here, Live, NotYet, execute
 from workers.store import Store
-from workers.sync import sync
+from workers.sync import bring_over, sync
 from workers.vsphere import inventory, restoring
 from workers.vsphere.session import connect
 
@@ -81,6 +81,19 @@ def _hold_point(live: Live, order: Order) -> None:
     store = Store.open(live.here.settings.store(order.store).path)
     store.pin(order.source, order.point, holder(live.here.catalogue.realm, live.run.id))
     faults.at("restore.pinned")
+
+
+def help_out(here: Here, run_id: str) -> RunReport:
+    """Work on free slices of a restore that another worker began."""
+    return helper.help_out(here, run_id, _help, run)
+
+
+def _help(live: helper.Helper) -> None:
+    target = RestoreTarget(live, Order.model_validate_json(live.recall("order") or ""))
+    todo = None if target.written else target.join()
+    if todo is None:
+        raise helper.NotAsLeft
+    bring_over(target, target, live, todo)
 
 
 def _keep_undo(live: Live, order: Order, target: RestoreTarget) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from uuid import uuid4
 
-from workers import faults, nvram, plan
+from workers import faults, nvram, plan, spread
 from workers.destination import provisioned
 from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
 from workers.point import Reader
 from workers.replica_held import nonce
-from workers.replica_target import SLICE
 from workers.restore_held import HeldVm, Longer, holder, read_marker
+from workers.settings import size
 from workers.transfer import copy, in_slices
 from workers.vsphere import inventory, power, replica, restoring
 from workers.vsphere.building import ReplicaSpec
@@ -33,6 +34,8 @@ class RestoreTarget(HeldVm):
         return None  # somebody asked for just this
 
     def take(self) -> Mapping[str, Extents]:
+        if (left := self.join()) is not None:
+            return left
         if self.state is None:
             self._build()
         else:
@@ -44,11 +47,23 @@ class RestoreTarget(HeldVm):
             nvram.write(self.point.nvram, self.session, self.moref, self.site.datastores, self.live.note)
         return {key: self._todo(part) for key, part in self.parts.items()}
 
+    def join(self) -> Mapping[str, Extents] | None:
+        """What `take` gave an earlier message, when all is as it left it; None when something must be changed first."""
+        if self.state is None or self.marker is None or self.marker.run != self.live.run.id or not self.live.planned:
+            return None
+        evidence = replica.content_evidence(self.state)
+        if self.state.power != "poweredOff" or self.state.snapshots or not evidence or self.marker.content != evidence:
+            return None
+        held = self._disks()
+        if any(key not in held or held[key].capacity < part.disk.capacity for key, part in self.parts.items()):
+            return None
+        return {key: self._todo(part) for key, part in self.parts.items()}
+
     def _todo(self, part: PointDisk) -> Extents:
         """Of a new disk what the point holds; of one that held something else everything, compared."""
         compare = self._compares(part.disk.id)
         todo = Extents.whole(self._disks()[part.disk.id].capacity) if compare else self.store.allocated(part)
-        if self.live.recall("planned") is None:
+        if not self.live.planned:
             how = "compare: only what differs is written" if compare else "full: it is empty"
             self.live.note(f"{part.disk.label}: {how}, {todo.total} bytes")
         return todo
@@ -229,7 +244,9 @@ class RestoreTarget(HeldVm):
         faults.at("restore.owned")
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        return in_slices(todo, SLICE)
+        tuning = self.live.here.settings.tuning
+        most = size(tuning.slice_size)
+        return in_slices(todo, spread.slice_bytes(todo.total, most=most, workers=tuning.spread))
 
     def reader(self, disk: str) -> Reader:
         """The disk as the point has it; beyond its end, where the VM's disk is larger by now, zeroes."""
@@ -239,13 +256,13 @@ class RestoreTarget(HeldVm):
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         path = self._path(self._disks()[part.disk])
         with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
-            self.live.check()
+            self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(FileWriter(path)) as destination:
                 copied = copy(
                     source,
-                    destination,
+                    slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
@@ -273,6 +290,9 @@ class RestoreTarget(HeldVm):
             )
         if replica.content_evidence(self.state) != self.marker.content:
             raise Transient(f"somebody opened the disks of {self._name} during its restore; it is compared again")
+
+    def flush(self) -> None:
+        """Each slice is synced and checkpointed as it ends."""
 
     def commit(self) -> RunReport:
         whole = self.order.over and not self.order.excluded

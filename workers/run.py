@@ -1,4 +1,4 @@
-"""One run: claimed under a lease, renewed while it works, given back or ended with its reason in words."""
+"""One run: claimed under a lease, renewed while it works, given back, shared, or ended with its reason in words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,13 +16,15 @@ from datetime import timedelta
 import structlog
 
 from workers import approval, faults, quarantine
-from workers.catalogue import STOP, Catalogue, HoldKind
+from workers.catalogue import CONDEMNED, PLAN, STOP, Catalogue, HoldKind
+from workers.claims import Claims
 from workers.errors import (
     ApprovalNeeded,
     BadInput,
     Conflict,
     FencedOut,
     NoSpace,
+    SliceFailed,
     Stopped,
     TaskStillRunning,
     Transient,
@@ -41,26 +43,28 @@ class Here:
 
     settings: Settings
     catalogue: Catalogue
+    #: asks for so many more workers for a run; without it a run is worked on by those who get its messages
+    call_helpers: Callable[[Run, int], None] | None = None
 
 
 class OutOfTime(Exception):
     """The task's time is up; the run is at a checkpoint and goes on in a later message."""
 
 
+class Shared(Exception):
+    """Nobody but others has anything left to do: who of them is last goes on with the run."""
+
+
 class NotYet(Exception):
     """Nothing is wrong, but something else must end first: the run goes on later, and no try is counted."""
 
 
-class Live:
+class Live(Claims):
     """A claimed run. `check` before each write; `deadline` (time.monotonic) bounds the work of this message."""
 
     def __init__(self, here: Here, run: Run, owner: str) -> None:
-        self.here = here
-        self.run = run
-        self.owner = owner
+        super().__init__(here, run, owner)
         self.deadline = time.monotonic() + seconds(here.settings.tuning.slice_time)
-        self._memory = dict(run.memory)
-        self._lost = threading.Event()
 
     @property
     def threads(self) -> int:
@@ -74,18 +78,10 @@ class Live:
             )
         self.here.catalogue.check_claim(self.run.id, self.owner, self.run.fence)
 
-    @property
-    def lost(self) -> bool:
-        """Whether another worker may have gone on with the run: then what is being done is in vain."""
-        return self._lost.is_set()
-
     def refence(self, at_least: int) -> None:
         """Our fence must be above one that the target has already seen (the catalogue may have been rebuilt)."""
         self.run = self.here.catalogue.refence(self.run.id, self.owner, at_least)
         self.note(f"fence raised to {self.run.fence}: the target had already seen {at_least}")
-
-    def recall(self, key: str) -> str | None:
-        return self._memory.get(key)
 
     def remember(self, **memory: str | None) -> None:
         """What a later message or another worker must know to go on."""
@@ -102,40 +98,46 @@ class Live:
         for reason in reasons:
             log.info(reason, run=self.run.id, vm=self.run.vm)
 
-    def slices(self, plan: Callable[[], Iterable[Slice]]) -> list[Slice]:
-        """The run's slices; planned at its first message, then from the ledger."""
-        if self.recall("planned") is None:
-            # What an execution wrote that died before it said so may have been planned for another situation.
-            self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
-            faults.at("slices.before")
-            self.here.catalogue.add_slices(self.run.id, list(plan()), owner=self.owner)
-            faults.at("slices.added")
-            self.remember(planned="yes")
-            faults.at("slices.planned")
-        return self.here.catalogue.slices(self.run.id)
+    def plan_slices(self, plan: Callable[[], Iterable[Slice]]) -> bool:
+        """Plan the run's slices, unless an earlier message did. Was it done now?"""
+        if self.planned:
+            return False
+        # What an execution wrote that died before it said so may have been planned for another situation.
+        self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
+        faults.at("slices.before")
+        self.here.catalogue.add_slices(self.run.id, list(plan()), owner=self.owner)
+        faults.at("slices.added")
+        self.remember(**{PLAN: secrets.token_hex(4)})
+        faults.at("slices.planned")
+        return True
 
     def forget_slices(self) -> None:
         """The plan goes before its slices: planned and without slices would be a run with nothing left to do."""
-        self.remember(planned=None)
+        self.remember(**{PLAN: None})
         faults.at("slices.forgetting")
+        self._held.clear()
         self.here.catalogue.drop_slices(self.run.id, owner=self.owner)
 
-    def checkpoint(self, *parts: Slice) -> None:
-        """All below `done` of each part is on stable storage."""
-        faults.at("checkpoint.before")
-        for part in parts:
-            self.here.catalogue.checkpoint(self.run.id, self.run.fence, part, owner=self.owner)
-        faults.at("checkpoint.after")
+    def give_up_plan(self, part: Slice, **memory: str) -> None:
+        """What the slices are planned for is not so, as was found at this one: the run begins anew, knowing it."""
+        self.remember(**memory)
 
     def spend(self) -> None:
-        """Raise `OutOfTime` when the message's time is up, `Stopped` when a person wants the run to end.
+        """Raise `OutOfTime` when the message's time is up, `Stopped` when a person wants the run to end, `SliceFailed`
+        when another worker of the run met what ends it.
 
         Call only right after a checkpoint.
         """
-        if (reason := self.here.catalogue.run(self.run.id).memory.get(STOP)) is not None:
+        memory = self.here.catalogue.run(self.run.id).memory
+        if (reason := memory.get(STOP)) is not None:
             raise Stopped(reason)
+        condemned(memory)
         if time.monotonic() > self.deadline:
             raise OutOfTime
+
+    def renew(self, lease: float) -> bool:
+        """Keep what we hold. False when any of it is another's by now."""
+        return self.here.catalogue.renew(self.run.id, self.owner, lease) and self.still_held()
 
     def may_read_all(self, policy: approval.Policy, *, first: int, again: int, yes: str | None = None) -> None:
         """Raise `ApprovalNeeded` where the policy wants a person to be asked, and none has said yes (approval.py).
@@ -188,7 +190,7 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
     ours any more.
     """
     tuning = here.settings.tuning
-    owner = _owner()
+    owner = execution()
     if (meant := here.catalogue.run(run_id)).kind is not kind:
         raise BadInput(f"the run {run_id} is a {meant.kind} of {meant.vm}, no {kind}; it was left as it is")
     run = here.catalogue.claim(run_id, owner, seconds(tuning.lease))
@@ -202,10 +204,14 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
     if run.attempts > tuning.attempts:
         _fail(live, err := WorkerLost(run.attempts - 1), str(err))
         raise err
-    with _renewed(live):
+    with renewed(live):
         try:
-            with storage_in_words():
-                return work(live)
+            condemned(run.memory)
+            try:
+                with storage_in_words():
+                    return work(live)
+            finally:
+                live.let_go()
         except ApprovalNeeded as err:
             live.note(str(err))
             live.remember(approval=str(err), bytes=str(err.bytes))
@@ -216,6 +222,10 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
         except OutOfTime:
             here.catalogue.yield_run(run_id, owner)
             return live.report("continues", "its time in this task was up; the rest is queued")
+        except Shared:
+            if (pause := _paused(live)) is not None:
+                return _put_off(live, NotYet("what is left of it failed just now"), pause, counted=False)
+            here.catalogue.share_run(run_id, owner)
         except FencedOut as err:
             log.warning(str(err), run=run_id, vm=run.vm)
             raise
@@ -235,6 +245,18 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
             log.exception("unexpected error", run=run_id, vm=run.vm)
             _fail(live, err, f"unexpected {type(err).__name__}: {err}; the worker's log has the details")
             raise
+    faults.at("run.shared")
+    # Who finished the last slice before the run was free could not go on with it: so it is looked at once more.
+    if live.all_finished():
+        return execute(here, run_id, kind, work)
+    return live.report("shared", "other workers are at its last slices; the last of them goes on")
+
+
+def condemned(memory: Mapping[str, str]) -> None:
+    """Raise `SliceFailed` when a worker at one of the run's slices met what ends it."""
+    if (said := memory.get(CONDEMNED)) is not None:
+        family, _, sentence = said.partition(": ")
+        raise SliceFailed(sentence, family)
 
 
 @contextmanager
@@ -261,15 +283,24 @@ def _put_off(live: Live, err: Exception, pause: float, *, counted: bool) -> RunR
     return live.report("waiting", f"{err}; tried again in {pause:g} s")
 
 
+def _paused(live: Live) -> float | None:
+    """Seconds until the first slice may be tried again, when nobody works on any; None when somebody does."""
+    left = [part for part in live.here.catalogue.slices(live.run.id) if not part.finished]
+    now = live.here.catalogue.now()
+    if any(part.owner is not None for part in left if part.lease_until is not None and part.lease_until > now):
+        return None
+    return min((max(0.0, (part.lease_until - now).total_seconds()) for part in left if part.lease_until), default=None)
+
+
 def give_up(here: Here, run: Run, sentence: str, family: str = WorkerLost.family) -> None:
     """End a run that nobody can go on with. Raises `FencedOut` when another worker has it after all."""
-    owner = _owner()
+    owner = execution()
     if here.catalogue.claim(run.id, owner, seconds(here.settings.tuning.lease)) is None:
         raise FencedOut(f"another worker went on with run {run.id}")
     here.catalogue.finish(run.id, owner, RunState.FAILED, error=sentence, family=family)
 
 
-def _owner() -> str:
+def execution() -> str:
     """One execution: a message that is delivered twice makes two."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
@@ -284,8 +315,8 @@ def _fail(live: Live, err: Exception, message: str) -> None:
 
 
 @contextmanager
-def _renewed(live: Live) -> Iterator[None]:
-    """Renew the lease every third of it from a thread of its own, until the work ends."""
+def renewed(live: Live) -> Iterator[None]:
+    """Renew the leases every third of their time from a thread of its own, until the work ends."""
     here, lease = live.here, seconds(live.here.settings.tuning.lease)
     done = threading.Event()
 
@@ -293,11 +324,11 @@ def _renewed(live: Live) -> Iterator[None]:
         last = time.monotonic()
         while not done.wait(lease / 3):
             try:
-                if not here.catalogue.renew(live.run.id, live.owner, lease):
+                if not live.renew(lease):
                     live._lost.set()
                     return
                 last = time.monotonic()
-                if STOP in here.catalogue.run(live.run.id).memory:
+                if not here.catalogue.run(live.run.id).memory.keys().isdisjoint((STOP, CONDEMNED)):
                     live.deadline = last  # what is being copied comes to its checkpoint now
             except UnderstudyError as err:
                 log.warning(f"the lease could not be renewed: {err}", run=live.run.id)

@@ -7,6 +7,7 @@ from typing import cast
 
 from workers import faults, nvram, plan
 from workers.disks.file import FileReader, datastore_file
+from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
 from workers.point import Reader
@@ -103,7 +104,9 @@ class SnapshotPoint:
         return cls(live, session, state, moref, consistency, taken)
 
     def reader(self, disk: str) -> Reader:
-        return FileReader(datastore_file(self.mounts, self.disks[disk].file))
+        site = self.live.here.settings.site(self.live.run.site)
+        limit = rate_of(f"site {self.live.run.site}", site.bytes_per_second)
+        return slow_reader(FileReader(datastore_file(self.mounts, self.disks[disk].file)), limit)
 
     def _frozen_config(self) -> VmConfig:
         return inventory.vm_config(self.session, self.state.identity.moref, self.moref)

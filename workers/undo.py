@@ -157,7 +157,7 @@ class ReplicaUndone(ReplicaTarget):
 
     def take(self) -> Mapping[str, Extents]:
         assert self.state is not None and self.cursor is not None
-        if self.live.recall("planned") is not None and not self._begun():
+        if self.live.planned and not self._begun():
             self.live.forget_slices()
             self._note("the checkpoints of this run are given up: the replica is not as they left it")
         todo = undo_kept.saved(self.site.datastores, self.kept)

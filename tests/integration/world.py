@@ -127,6 +127,7 @@ class World:
                 f'user = "{USER}"',
                 f'password_file = "{secret}"',
                 f'ca_file = "{vcenter.certificate}"',
+                *(f'worker_rate = "{rate}"' for site, rate in changes.get("rates", {}).items() if site == vcenter.name),
                 f"[sites.{vcenter.name}.datastores]",
                 *(f'{ds} = "{vcenter.datastores / ds}"' for ds in ("ds1", "ds2")),
             ]
@@ -315,12 +316,15 @@ class World:
         self.expire_lease(run)
 
     def expire_lease(self, run: Run) -> None:
-        """What the passing of time does to a dead worker's lease."""
+        """What the passing of time does to a dead worker's leases, of the run and of its slices."""
+        given = {"long_ago": "2000-01-01 00:00:00.000000", "id": run.id}
         with self.catalogue.write() as conn:
-            conn.execute(
-                sa.text("update runs set lease_until = :long_ago, not_before = null where id = :id"),
-                {"long_ago": "2000-01-01 00:00:00.000000", "id": run.id},
-            )
+            for change in (
+                "update runs set not_before = null where id = :id",
+                "update runs set lease_until = :long_ago where id = :id and lease_until is not null",
+                "update slices set lease_until = :long_ago where run = :id and lease_until is not null",
+            ):
+                conn.execute(sa.text(change), given)
 
     def give_up(self, run_id: str) -> None:
         """A person or the reaper ends a dead run, so that the next one is a new run with a new fence."""

@@ -9,7 +9,9 @@ Who decides what, at the same time:
 |---------------|------------------------------|------------------------------------------------------------------|
 | request_run   | the target                   | a target has one live run, a slot one run, a fence one run       |
 | claim         | the run                      | a run has one owner; a second message for it gets None           |
+| claim_slice   | the run                      | a slice has one owner, and is of the plan that its owner knows   |
 | checkpoint    | the run                      | only the present owner's work counts                             |
+| share_run     | the run                      | whoever sees the last slice end also sees that the run is free   |
 | commit_sync   | the target, then the run     | no newer run can start between the fence's check and the commit  |
 | hold, release | the target                   | what a person said is in force before the next run starts        |
 | raise_fence   | the target, then the run     | the same                                                         |
@@ -55,10 +57,13 @@ from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
 from workers.catalogue.points import PointSummary
 from workers.catalogue.scrubs import Damage, Scrub
+from workers.catalogue.slices import CONDEMNED, PLAN, Short, SliceState
 from workers.errors import ConfigError
 
 __all__ = [
+    "CONDEMNED",
     "ENDS",
+    "PLAN",
     "STOP",
     "Catalogue",
     "Damage",
@@ -73,6 +78,8 @@ __all__ = [
     "Membership",
     "PointSummary",
     "Scrub",
+    "Short",
+    "SliceState",
 ]
 
 
@@ -181,6 +188,7 @@ class Catalogue(Database):
     note = _leases.note
     finish = _leases.finish
     ask_to_stop = _leases.ask_to_stop
+    share_run = _leases.share_run
 
     fence = _fences.fence
     check_fence = _fences.check_fence
@@ -188,7 +196,15 @@ class Catalogue(Database):
 
     add_slices = _slices.add_slices
     slices = _slices.slices
+    claim_slice = _slices.claim_slice
+    renew_slices = _slices.renew_slices
+    check_slice = _slices.check_slice
     checkpoint = _slices.checkpoint
+    release_slices = _slices.release_slices
+    slice_failed = _slices.slice_failed
+    give_up_plan = _slices.give_up_plan
+    condemn = _slices.condemn
+    short_of_workers = _slices.short_of_workers
     drop_slices = _slices.drop_slices
 
     scrubs = _scrubs.scrubs

@@ -18,6 +18,7 @@ from workers.errors import Conflict, FencedOut
 from workers.models import Failure, Run, RunKind, RunState
 
 R = schema.runs.c
+S = schema.slices.c
 
 #: in a run's memory: a person wants it to end, and why
 STOP = "stop"
@@ -51,13 +52,22 @@ def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
 
 
 def renew(db: Database, run_id: str, owner: str, lease_s: float) -> bool:
-    """Keep the run for another `lease_s` seconds. False when it is no longer the owner's: then stop at once."""
+    """Keep the run, and the slices of it that are the owner's, for another `lease_s` seconds. False when the run is no
+    longer the owner's: then stop at once.
+    """
     with db.write() as conn:
         run = runs.get(conn, run_id, lock=True)
         if not holds(run, owner):
             return False
-        _set(conn, run_id, lease_until=now(conn) + timedelta(seconds=lease_s))
+        until = now(conn) + timedelta(seconds=lease_s)
+        _set(conn, run_id, lease_until=until)
+        keep_slices(conn, run_id, owner, until)
         return True
+
+
+def keep_slices(conn: sa.Connection, run_id: str, owner: str, until: datetime) -> None:
+    mine = (S.run == run_id) & (S.owner == owner) & (S.done < S.end)
+    conn.execute(sa.update(schema.slices).where(mine).values(lease_until=until))
 
 
 def yield_run(
@@ -82,6 +92,21 @@ def yield_run(
             attempts=run.attempts if error else 0,
             sent=now(conn),
         )
+        return True
+
+
+def share_run(db: Database, run_id: str, owner: str) -> bool:
+    """Let go while others work on its slices: running, and nobody's. False when it was not the owner's any more.
+
+    Who lets it go must look at the slices once more afterwards, and who finishes one must look at all of them and try
+    to claim the run: then one of the two sees that all are finished and the run is free.
+    """
+    with db.write() as conn:
+        run = runs.get(conn, run_id, lock=True)
+        if not holds(run, owner):
+            return False
+        tries = max(0, run.attempts - 1)  # this one did not fail
+        _set(conn, run_id, owner=None, lease_until=None, not_before=None, attempts=tries, error=None, sent=now(conn))
         return True
 
 
@@ -151,21 +176,11 @@ def finish(
                 return
             raise FencedOut(f"the run {run_id} has already ended ({run.state}); {owner} may not end it as {state}")
         _demand(run, owner)
-        told = (family or "error") if error else None
-        end(conn, run_id, state, point=point, read=read, written=written, stored=stored, error=error, family=told)
+        result = {"point": point, "read": read, "written": written, "stored": stored}
         if error:
-            failures.insert(
-                conn,
-                Failure(
-                    at=now(conn),
-                    run=run_id,
-                    task=task,
-                    vm=run.vm,
-                    kind=run.kind,
-                    family=family or "error",
-                    message=error,
-                ),
-            )
+            fail(conn, run, error, family or "error", task, **result)
+        else:
+            end(conn, run_id, state, **result)
 
 
 def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
@@ -182,6 +197,15 @@ def ask_to_stop(db: Database, run_id: str, reason: str) -> Run:
             add_reasons(conn, run, (reason,))
             end(conn, run_id, RunState.STOPPED)
         return runs.get(conn, run_id)
+
+
+def fail(conn: sa.Connection, run: Run, error: str, family: str, task: str | None = None, **result: Any) -> None:
+    """End it, and leave a row of failures."""
+    end(conn, run.id, RunState.FAILED, error=error, family=family, **result)
+    failures.insert(
+        conn,
+        Failure(at=now(conn), run=run.id, task=task, vm=run.vm, kind=run.kind, family=family, message=error),
+    )
 
 
 def end(conn: sa.Connection, run_id: str, state: RunState, **result: Any) -> None:

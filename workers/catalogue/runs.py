@@ -109,7 +109,7 @@ def live_runs(db: Database, limit: int = 10_000) -> list[Run]:
 
 def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run]:
     """Live runs that nobody may be going to continue: their lease ran out, or they are due and wait for a message
-    that was sent more than `queued_s` seconds ago.
+    that was sent more than `queued_s` seconds ago, or they were shared and nobody works on any of their slices.
 
     Send each a message unless one still waits in its queue, then say so with `mark_sent` of all: they go to the end of
     this list, so that every one has its turn however many there are.
@@ -119,8 +119,13 @@ def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run
         old = R.sent < moment - timedelta(seconds=queued_s)
         deserted = (R.state == RunState.RUNNING) & (R.lease_until < moment) & (old | (R.sent < R.lease_until))
         waiting = (R.state == RunState.QUEUED) & old & (R.not_before.is_(None) | (R.not_before <= moment))
+        S = schema.slices.c
+        begun = sa.select(S.run).where((S.run == R.id) & (S.done < S.end) & S.owner.is_not(None))
+        busy = begun.where(S.lease_until > moment).exists()
+        died = begun.where(S.lease_until <= moment, S.lease_until > R.sent).exists()
+        shared = (R.state == RunState.RUNNING) & R.lease_until.is_(None) & (old | died) & ~busy
         found = conn.execute(
-            _select().where(schema.LIVE, deserted | waiting).order_by(R.sent, R.number).limit(limit)
+            _select().where(schema.LIVE, deserted | waiting | shared).order_by(R.sent, R.number).limit(limit)
         ).all()
     return [rows.read(row, Run) for row in found]
 

@@ -204,6 +204,12 @@ slices = sa.Table(
     _bytes("read"),
     _bytes("written"),
     _bytes("stored"),
+    _maybe("owner"),
+    _time("lease_until", nullable=True),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    _time("began", nullable=True),
+    _time("ended", nullable=True),
+    _maybe("error"),
 )
 
 #: By run: a commit that is repeated finds its own row. No foreign key to `runs`: a rebuilt catalogue has sync points

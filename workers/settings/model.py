@@ -13,7 +13,7 @@ from workers.models import Model
 from workers.settings import secrets
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
-from workers.settings.values import Interval, one_of
+from workers.settings.values import Interval, Size, one_of
 
 
 class Tuning(Model):
@@ -23,6 +23,10 @@ class Tuning(Model):
     threads: int = Field(default=2, ge=1, le=64)
     #: how long a task works on a run before it checkpoints and queues the rest
     slice_time: Interval = "4m"
+    #: workers that are at one run at once at most; 1 = each run has one
+    spread: int = Field(default=4, ge=1, le=64)
+    #: disk work between two checkpoints of a sync or restore: what a worker that dies repeats at most
+    slice_size: Size = "1GiB"
     #: a run's lease; renewed every third of it, so a dead worker's run goes on after at most this
     lease: Interval = "30s"
     #: how often Beat's ticks come

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from workers.models import Model, Provisioning
 from workers.settings import secrets
-from workers.settings.values import Size, one_of
+from workers.settings.values import Size, one_of, size
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -41,11 +41,17 @@ class Site(Model):
     insecure: bool = False
     #: datastore name -> where this site's workers have it mounted
     datastores: dict[str, Path] = Field(default_factory=dict)
+    #: bytes a second that each worker process reads from, or writes to, this site's disks at most; none = no limit
+    worker_rate: Size | None = None
 
     _one_password = model_validator(mode="after")(_one_password)
 
     def password(self) -> str:
         return secrets.read(self.password_file, self.password_env, f"the password of {self.user} at {self.vcenter}")
+
+    @property
+    def bytes_per_second(self) -> int | None:
+        return size(self.worker_rate) if self.worker_rate is not None else None
 
 
 class StoreSettings(Model):
