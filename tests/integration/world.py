@@ -12,6 +12,7 @@ import random
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,27 +51,42 @@ class Vcenter:
         center: str = "",
         datastores: str = "ds1,ds2",
         networks: str = "VM Network,DR Network",
+        lasting: bool = False,
     ) -> None:
+        """`lasting`: its inventory is on disk, so that `restart` brings it back."""
         self.name = name
         self.folder = folder
         self.datastores = folder / f"{name}-datastores"
         self.certificate = folder / f"{name}.pem"
         subprocess.run([str(ROOT / "deploy/simulator/build.sh"), str(SIMULATOR)], check=True)
-        self.log = open(folder / f"{name}.log", "wb")
+        self._flags = [
+            *("-u", f"{user}:{PASSWORD}", "-name", name, "-dc", center or name.upper(), "-dir", str(self.datastores)),
+            *("-datastores", datastores, "-networks", networks),
+            *("-cert", str(self.certificate), "-key", str(self.certificate.with_suffix(".key"))),
+            *(("-state", str(folder / f"{name}.state")) if lasting else ()),
+        ]
+        self._start("127.0.0.1:0")
+
+    def _start(self, listen: str) -> None:
+        self.log = open(self.folder / f"{self.name}.log", "ab")
         self.process = subprocess.Popen(
-            [
-                str(SIMULATOR),
-                *("-l", "127.0.0.1:0", "-u", f"{user}:{PASSWORD}", "-name", name, "-dc", center or name.upper()),
-                *("-dir", str(self.datastores), "-datastores", datastores, "-networks", networks),
-                *("-cert", str(self.certificate), "-key", str(self.certificate.with_suffix(".key"))),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=self.log,
+            [str(SIMULATOR), "-l", listen, *self._flags], stdout=subprocess.PIPE, stderr=self.log
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, (folder / f"{name}.log").read_text()
+        assert line, (self.folder / f"{self.name}.log").read_text()
         self.url: str = json.loads(line)["url"]
+
+    def restart(self, down: float = 0) -> None:
+        """It ends after the change under way, as the hosts of a vCenter that dies finish what they do; calls get no
+        answer. It comes back at its address, without sessions and with new generations of change tracking."""
+        self.stop()
+        time.sleep(down)
+        self.start()
+
+    def start(self) -> None:
+        """Again, where it was."""
+        self._start(self.url.removeprefix("https://").removesuffix("/sdk"))
 
     def control(self, **order: Any) -> Any:
         """The simulator's control endpoint: faults, delays, guest writes, lost change tracking."""

@@ -32,6 +32,7 @@ class Pins:
         file = folder / safe(holder, "a pin's holder")
         _make(folder)
         mine = True
+        faults.at("store.pinning")
         try:
             files.write_new(file, b"")
         except FileExistsError:
