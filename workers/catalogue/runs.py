@@ -16,6 +16,10 @@ from workers.models import Run, RunKind, RunState, Trigger
 
 R = schema.runs.c
 
+#: No pause of ours is as long, and no lease longer by so much than is asked for: a time so far ahead was written by a
+#: clock that was wrong.
+AHEAD = timedelta(hours=2)
+
 
 def request_run(
     db: Database,
@@ -113,12 +117,16 @@ def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run
 
     Send each a message unless one still waits in its queue, then say so with `mark_sent` of all: they go to the end of
     this list, so that every one has its turn however many there are.
+
+    What was written by a clock that was ahead, and has been set right since, does not hold a run up until then.
     """
     with db.read() as conn:
         moment = now(conn)
-        old = R.sent < moment - timedelta(seconds=queued_s)
-        deserted = (R.state == RunState.RUNNING) & (R.lease_until < moment) & (old | (R.sent < R.lease_until))
-        waiting = (R.state == RunState.QUEUED) & old & (R.not_before.is_(None) | (R.not_before <= moment))
+        old = (R.sent < moment - timedelta(seconds=queued_s)) | (R.sent > moment)
+        over = (R.lease_until < moment) | (R.lease_until > moment + AHEAD)
+        deserted = (R.state == RunState.RUNNING) & over & (old | (R.sent < R.lease_until))
+        due = R.not_before.is_(None) | (R.not_before <= moment) | (R.not_before > moment + AHEAD)
+        waiting = (R.state == RunState.QUEUED) & old & due
         found = conn.execute(
             _select().where(schema.LIVE, deserted | waiting).order_by(R.sent, R.number).limit(limit)
         ).all()
