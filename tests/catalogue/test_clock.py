@@ -1,4 +1,4 @@
-"""The database's clock was a day ahead and was set right: what was written meanwhile must not hold anything up for a day."""
+"""The database's clock was a day ahead and was set right: what was written meanwhile must hold nothing up for a day."""
 
 from __future__ import annotations
 

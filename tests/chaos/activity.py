@@ -31,6 +31,17 @@ from workers.vsphere import inventory
 PATIENT = 60
 DOWN = (UnderstudyError, OperationalError, OSError, vim.fault.VimFault, vmodl.MethodFault)
 
+#: what leads past steps that are rarely passed
+LEADS = {
+    "_disk": ("disks-removed", "hardware.after"),
+    "_tracking": ("cbt-enabled",),
+    "_replica": ("create.before", "create.after", "replica-built"),
+    "_roll_back": ("rollback.paused",),
+    "_new": ("restore.running", "restore.building", "restore.built", "slices.forgetting"),
+    "_over": ("restore.claimed", "restore.hardware", "restore.marked"),
+    "_template": ("restore.template",),
+}
+
 
 class Activity:
     """The threads of one round: `stop` lets each end what it does."""
@@ -41,9 +52,6 @@ class Activity:
         self.trouble: list[str] = []
         self.done: list[str] = []
         self._stop = threading.Event()
-        self._copies = 0
-        #: what the VM that is restored holds at its one restore point
-        self.kept: list[bytes] = []
         works: list[Callable[[], None]] = [self._compact]
         works += [lambda g=g: self._churn(g) for name, g in place.guests.items() if name.startswith("churn")]
         if restores:
@@ -69,6 +77,10 @@ class Activity:
             except Exception:
                 self.trouble.append(traceback.format_exc())
                 return
+
+    def _armed(self, *labels: str) -> bool:
+        """Whether somebody is to die at one of these steps."""
+        return any((self.place.armed / label).exists() for label in labels)
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -122,7 +134,9 @@ class Activity:
         # a finished backup sets its sync off; the tick after the look would, too
         self._stop.wait(1.5)
         if self.calm(guest.name) and not self._stop.is_set():
-            change = self.rng.choice([self._disk, self._disk, self._tracking, self._replica, self._roll_back])
+            changes = [self._disk, self._tracking, self._replica, self._roll_back]
+            leading = [change for change in changes if self._armed(*LEADS[change.__name__])]
+            change = self.rng.choice(leading or changes)
             change(guest)
             self.done.append(f"{guest.name}: {change.__name__}")
 
@@ -132,7 +146,7 @@ class Activity:
         if world.state(guest.name).snapshots:
             return
         count = len(guest.disks)
-        if count < 3 and self.rng.random() < 0.6 or count < 2:
+        if count < 2 or (count < 3 and self.rng.random() < 0.5 and not self._armed("disks-removed")):
             guest.hardware(lambda: world.add_disk(guest.name, MIB))
         else:
             guest.hardware(lambda: world.remove_disk(guest.name, self.rng.randrange(count)))
@@ -169,26 +183,20 @@ class Activity:
     # --- restores -----------------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
-        if not self.kept:
-            return self._keep()
-        self._copies += 1
-        kind = self._copies % 3
-        if kind == 1:
-            self._to_new(RESTORED, power_on=self._copies % 2 == 0)
-        elif kind == 2:
-            self._over()
-        else:
-            self._to_new("template-0")
-
-    def _keep(self) -> None:
-        """The one restore point of the VM that is restored."""
-        held = [bytes(data) for data in self.world.log[RESTORED].values()]
         if not self.world.catalogue.points(self.world.state(RESTORED).identity.instance_uuid):
             run = self.world.request_backup(RESTORED)
             self.send(run)
-            if self.ended(run) is None:
-                return
-        self.kept = held
+            self.ended(run)
+            return
+        kinds = [self._new, self._over, self._template]
+        leading = [kind for kind in kinds if self._armed(*LEADS[kind.__name__])]
+        self.rng.choice(leading or kinds)()
+
+    def _new(self) -> None:
+        self._to_new(RESTORED, power_on=self._armed("restore.running") or self.rng.random() < 0.3)
+
+    def _template(self) -> None:
+        self._to_new("template-0")
 
     def _to_new(self, name: str, *, power_on: bool = False) -> None:
         copy = f"copy-{self.rng.randrange(1 << 30)}"
@@ -225,7 +233,7 @@ class Activity:
         """Byte for byte what the VM held at its restore point."""
         files = [flat(self.world.prod, disk.file) for disk in self.world.disks(name)]
         found = [file.read_bytes() for file in files]
-        differs = [first_difference(a, b) for a, b in zip(found, self.kept, strict=True)]
+        differs = [first_difference(a, b) for a, b in zip(found, self.place.kept, strict=True)]
         assert differs == [None] * len(differs), f"{name} was restored, and differs at {differs}"
         self.done.append(f"{name}: restored")
 

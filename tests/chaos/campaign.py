@@ -79,8 +79,9 @@ class Campaign:
                 with suppress(FileNotFoundError):
                     file.unlink()
 
-    def at_steps(self, labels: Sequence[str], seconds: float) -> None:
-        """A process dies at each of these steps, once, as far as somebody comes there in this time."""
+    def at_steps(self, labels: Sequence[str], seconds: float, *, and_then: int = 0) -> None:
+        """A process dies at each of these steps, once, as far as somebody comes there in this time. Then some die at
+        random moments."""
         before = dict(self.watch.met)
 
         def missing() -> list[str]:
@@ -92,6 +93,7 @@ class Campaign:
             while missing() and time.monotonic() < deadline:
                 time.sleep(0.2)
             left = missing()
+            self._kill_some(and_then, pause=0.5)
             return f"{len(labels) - len(left)} of {len(labels)} steps" + (f", not at {', '.join(left)}" if left else "")
 
         restores = any(label.startswith("restore.") or label == "slices.forgetting" for label in labels)
@@ -112,13 +114,16 @@ class Campaign:
 
     def at_random(self, count: int, *, pause: float, restores: bool = True) -> None:
         def kills() -> str:
-            for _ in range(count):
-                time.sleep(self.rng.random() * 2 * pause)
-                self._kill(self.rng.choices(list(KILLS), weights=list(KILLS.values()))[0])
+            self._kill_some(count, pause=pause)
             time.sleep(1)
             return f"{count} kills"
 
         self.round("at random moments", kills, restores=restores)
+
+    def _kill_some(self, count: int, *, pause: float) -> None:
+        for _ in range(count):
+            time.sleep(self.rng.random() * 2 * pause)
+            self._kill(self.rng.choices(list(KILLS), weights=list(KILLS.values()))[0])
 
     def _kill(self, what: str) -> None:
         if what == "kill_catalogue" and self.place.postgres is None:

@@ -116,7 +116,9 @@ class Judge:
     def _files(self, world: World) -> list[str]:
         """Of the store: tombstones, and what killed writers left under hidden names."""
         root = world.folder / "store"
-        hidden = [p for p in root.rglob(".*") if p.name != ".exchange" and (p.is_file() or p.name.startswith(".ended-"))]
+        hidden = [
+            p for p in root.rglob(".*") if p.name != ".exchange" and (p.is_file() or p.name.startswith(".ended-"))
+        ]
         tombs = [path for path in (root / "tombs").iterdir() if path.suffix == ".json"]
         return [f"the file {path.relative_to(root)}" for path in (*hidden, *tombs)]
 

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy.orm  # noqa: F401  # loaded at first use otherwise, by several threads at once, which breaks it
+
 from tests import services
 from tests.chaos.moments import SIZES, Guest
 from tests.integration.realm import PATIENCE, QUICK, Realm, Worker, realm
@@ -51,11 +53,14 @@ GROUPS = (
 class Place:
     """What can be killed, and who lives there."""
 
-    def __init__(self, world: World, made: Realm, armed: Path, *, each: int, postgres: services.Postgres | None) -> None:
+    def __init__(
+        self, world: World, made: Realm, armed: Path, *, each: int, postgres: services.Postgres | None
+    ) -> None:
         self.world, self.realm, self.armed = world, made, armed
         self.postgres = postgres
         self.guests: dict[str, Guest] = {}
-        self._spare: list[services.Program] = []
+        #: what the VM that is restored holds at its one restore point
+        self.kept: list[bytes] = []
         self.control = self._worker(None)
         self.workers = [self._worker(site) for site in ("prod", "dr") for _ in range(each)]
         self.beats = [made.beat()]
@@ -76,6 +81,8 @@ class Place:
             else:
                 world.make_vm(name, MIB, MIB, powered_on=False)
                 world.scribble(name, seed + number)
+        if RESTORED in names:
+            self.kept = [bytes(data) for data in world.log[RESTORED].values()]
         if "template-0" in names:
             world.vm("template-0").MarkAsTemplate()
             world.discover()
@@ -175,7 +182,7 @@ def pid_of(owner: str) -> int:
 
 
 @contextmanager
-def place(folder: Path, *, each: int, postgres: bool = False) -> Iterator[Place]:
+def place(folder: Path, *, each: int, postgres: bool = False, **tuning: str) -> Iterator[Place]:
     """`each` workers a site, of two processes each."""
     armed = folder / "armed"
     armed.mkdir()
@@ -191,7 +198,7 @@ def place(folder: Path, *, each: int, postgres: bool = False) -> Iterator[Place]
             folder,
             *vcenters,
             redis=server.url,
-            tuning=TUNING,
+            tuning={**TUNING, **tuning},
             vms=["steady-*", "template-*"],
             keep="{ last = 3 }",
             store=("compact_below = 0.9",),

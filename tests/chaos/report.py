@@ -16,7 +16,8 @@ def machine() -> str:
     text = Path("/proc/cpuinfo").read_text()
     models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
-    return f"{os.cpu_count()} cores ({models[0] if models else 'unknown'}), {memory:.0f} GiB, load {os.getloadavg()[0]:.1f}"
+    model = models[0] if models else "unknown"
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, load at the end {os.getloadavg()[0]:.1f}"
 
 
 def write(path: Path, campaigns: dict[str, Campaign], *, seed: int, seconds: float, verdict: str) -> None:
@@ -37,7 +38,7 @@ def _lines(campaigns: dict[str, Campaign], seed: int, seconds: float, verdict: s
         "# Chaos",
         "",
         "`make chaos` writes this page: a realm of real processes is killed at every protocol step and at random",
-        "moments; how it is judged says docs/architecture.md, \"Chaos\".",
+        'moments; how it is judged says docs/architecture.md, "Chaos".',
         "",
         "| | |",
         "|---|---|",

@@ -1,7 +1,8 @@
-"""Looks on while things are killed: at which step, how long until the work went on, what the cursors and messages said."""
+"""Looks on while things are killed: where, how long until the work went on, what the cursors and messages said."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -115,7 +116,7 @@ class Watch:
         counts = {}
         for name, told in self.cursors.items():
             ended: set[str] = set()
-            for before, now in zip(told, told[1:], strict=False):
+            for before, now in itertools.pairwise(told):
                 assert now.fence >= before.fence, f"{name}: the fence went back, {before} to {now}"
                 if before.state == "committed" and now.run != before.run:
                     ended.add(before.run)
@@ -155,5 +156,3 @@ class Watch:
     def _was_started(self, event: dict[str, Any]) -> None:
         if event["uuid"] in self.sent:
             self.started[event["uuid"]] += 1
-
-
