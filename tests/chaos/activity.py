@@ -65,7 +65,7 @@ class Activity:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(2 * PATIENT)
+            thread.join(6 * PATIENT)
             assert not thread.is_alive(), f"what goes on does not end: {self.done[-5:]}"
 
     def _again(self, work: Callable[[], None]) -> None:
@@ -250,5 +250,5 @@ class Activity:
             cwd=made.cwd,
             env=made.env(str(self.place.armed)),
             capture_output=True,
-            timeout=PATIENT,
+            timeout=5 * PATIENT,
         )

@@ -34,6 +34,7 @@ def _lines(campaigns: dict[str, Campaign], seed: int, seconds: float, verdict: s
     recoveries = sorted((r for w in watches for r in w.recoveries), reverse=True)
     ended = sum((j.ended() for j in judges), Counter())
     failed = sum((j.failed for j in judges), Counter())
+    none = "see the verdict" if verdict.startswith("FAILED") else "0"
     lines = [
         "# Chaos",
         "",
@@ -52,14 +53,15 @@ def _lines(campaigns: dict[str, Campaign], seed: int, seconds: float, verdict: s
         f"| run messages seen | {len(sent)} |",
         f"| of them never started (lost with Redis or a worker) | {sum(1 for uuid in sent if not started[uuid])} |",
         f"| of them started more than once (doubled) | {sum(1 for count in started.values() if count > 1)} |",
-        f"| runs lost | 0 of {sum(ended.values())} |",
+        f"| runs lost | {none} of {sum(ended.values())} |",
         f"| runs whose worker was killed, and which went on | {len(recoveries)} |",
         f"| longest time until it went on | {_longest(recoveries)} |",
         f"| median of it | {_median(recoveries)} |",
         f"| sync points in the ledger, each once | {sum(len(j.ledger) for j in judges)} |",
         f"| of them seen on the replicas by the way | {commits} |",
         f"| restore points judged byte for byte | {sum(j.points for j in judges)} |",
-        f"| replicas judged byte for byte, mixtures | {sum(j.replicas for j in judges)}, 0 |",
+        f"| replicas judged byte for byte, mixtures | {sum(j.replicas for j in judges)}, {none} |",
+        f"| doubled commits | {none} |",
         "",
         "## How runs ended",
         "",
