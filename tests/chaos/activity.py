@@ -119,6 +119,12 @@ class Activity:
             time.sleep(0.1)
         return False
 
+    def calm_down(self) -> None:
+        """Nothing is under way for anybody, or not much longer."""
+        self.world.store.close()
+        for vm in self.world.log:
+            self.calm(vm, patience=20)
+
     # --- a VM that changes --------------------------------------------------------------------------------------
 
     def _churn(self, guest: Guest) -> None:
@@ -242,8 +248,10 @@ class Activity:
     def _compact(self) -> None:
         """As an administrator does, in a process of its own."""
         self._stop.wait(1 if any(self.place.armed.glob("compact.*")) else 12)
-        if self._stop.is_set():
-            return
+        if not self._stop.is_set():
+            self.compact()
+
+    def compact(self) -> None:
         made = self.place.realm
         subprocess.run(
             made.argv("store", "compact", "main"),

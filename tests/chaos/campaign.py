@@ -26,6 +26,10 @@ KILLS: dict[str, int] = {
     "kill_catalogue": 4,
 }
 
+#: steps that are rarely passed while somebody writes into the store, and how long they are waited for when nobody does
+LULL = ("store.burying", "store.tombstone", "store.delet", "compact.")
+LULLED = 20
+
 
 class Campaign:
     def __init__(self, place: Place, seed: int, tell: Callable[[str], None] = print) -> None:
@@ -40,12 +44,18 @@ class Campaign:
 
     # --- one round ----------------------------------------------------------------------------------------------
 
-    def round(self, what: str, kills: Callable[[], str], *, restores: bool) -> None:
+    def round(
+        self, what: str, kills: Callable[[], str], *, restores: bool, lull: Callable[[Activity], object] | None = None
+    ) -> None:
+        """`lull`: kills while nothing new is begun, before the quiet."""
         began = time.monotonic()
         activity = Activity(self.place, self.rng.randrange(1 << 30), restores=restores)
         activity.start()
         try:
             said = kills()
+            activity.stop()
+            if lull is not None:
+                lull(activity)
         finally:
             self.disarm()
             activity.stop()
@@ -92,12 +102,22 @@ class Campaign:
             deadline = time.monotonic() + seconds
             while missing() and time.monotonic() < deadline:
                 time.sleep(0.2)
-            left = missing()
             self._kill_some(and_then, pause=0.5)
-            return f"{len(labels) - len(left)} of {len(labels)} steps" + (f", not at {', '.join(left)}" if left else "")
+            return f"{len(labels)} steps"
+
+        def lull(activity: Activity) -> None:
+            """What is deleted and compacted waits for those who write: here nobody does."""
+            if any(label.startswith(LULL) for label in missing()):
+                self.judge.pause()
+                activity.calm_down()
+                deadline = time.monotonic() + LULLED
+                while any(label.startswith(LULL) for label in missing()) and time.monotonic() < deadline:
+                    activity.compact()
 
         restores = any(label.startswith("restore.") or label == "slices.forgetting" for label in labels)
-        self.round("at steps", kills, restores=restores)
+        self.round("at steps", kills, restores=restores, lull=lull)
+        if left := missing():
+            self.verdicts[-1] += f"; nobody came to {', '.join(left)}"
 
     def every_step(self, labels: Sequence[str], times: int, *, at_once: int, seconds: float, rounds: int) -> list[str]:
         """Until each step was died at so often; which were not, after so many rounds."""

@@ -39,11 +39,14 @@ class Judge:
 
     def rest(self, activity: Activity) -> None:
         """Schedules pause; what goes on comes to its end; then each replica is brought to a last backup."""
-        self._each(lambda subject: holding.pause(self.world.here, subject, who="the judge", reason="a look"))
+        self.pause()
         self._until(lambda: [f"{r.kind} {r.id} of {r.vm} ({r.state}, {r.error})" for r in self._live()], "stuck")
         last = {name: self._last(activity, name) for name in self.place.guests}
         self._until(lambda: [f"{name} is not at its last backup" for name in last if not self._is_at(name)], "behind")
         self._until(self.left_behind, "left behind")
+
+    def pause(self) -> None:
+        self._each(lambda subject: holding.pause(self.world.here, subject, who="the judge", reason="a look"))
 
     def resume(self) -> None:
         self._each(lambda subject: holding.resume(self.world.here, subject))
