@@ -32,7 +32,7 @@ check: setup  ## for every commit: format, lint, types, the quick tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PYTEST) -q -m "not slow" --ignore=tests/integration --ignore=tests/lab --ignore=tests/simulator
+	$(PYTEST) -q -m "not slow" --ignore=tests/integration --ignore=tests/lab --ignore=tests/simulator --ignore=tests/chaos
 
 test: setup  ## everything but the slow forms; at most 15 minutes on two cores; what .ci/run runs
 	$(PY) -m ruff format --check .

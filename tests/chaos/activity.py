@@ -52,7 +52,9 @@ class Activity:
         self.trouble: list[str] = []
         self.done: list[str] = []
         self._stop = threading.Event()
-        works: list[Callable[[], None]] = [self._compact]
+        works: list[Callable[[], None]] = (
+            [self._compact] if RESTORED in place.world.log else []
+        )  # not in the short form
         works += [lambda g=g: self._churn(g) for name, g in place.guests.items() if name.startswith("churn")]
         if restores:
             works += [self._restore]

@@ -24,6 +24,7 @@ TUNING = {
     **QUICK,
     "lease": "5s",
     "attempts": 40,
+    "dispatch_every": "2s",
     "prune_every": "5s",
     "inventory_every": "1h",
     "quarantine_after": 1000,
