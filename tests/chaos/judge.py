@@ -21,7 +21,7 @@ from workers.errors import DiskBusy, UnderstudyError
 from workers.models import RestorePoint, Run, RunKind, RunState
 
 #: Nobody is killed any more: within this everything that goes on has ended.
-SETTLED = 90
+SETTLED = 180
 
 
 class Judge:
