@@ -40,7 +40,7 @@ def test_a_short_chaos(tmp_path: Path) -> None:
         campaign = Campaign(here, SEED)
         campaign.watch.start()
         try:
-            campaign.at_steps(SHORT, seconds=60, and_then=4)
+            campaign.at_steps(SHORT, seconds=60, and_then=2)
         finally:
             campaign.watch.stop()
     left = [step for step in SHORT if not campaign.watch.met[step]]
