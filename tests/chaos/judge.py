@@ -31,6 +31,8 @@ class Judge:
         self.moments: dict[str, int] = {}
         #: how the runs ended that did not end well, by family
         self.failed: Counter[str] = Counter()
+        #: kind of run and how it ended, as of the last verdict
+        self.ended: Counter[str] = Counter()
         #: sync run -> the restore point that it committed, as the catalogue has it
         self.ledger: dict[str, str] = {}
         self.points = self.replicas = 0
@@ -195,16 +197,13 @@ class Judge:
         assert max(Counter(p.run for p in points).values(), default=0) <= 1, points
         assert max(Counter((p.pair, p.fence) for p in points).values(), default=0) <= 1, points
         self.ledger = {p.run: p.point for p in points}
-        self.failed = Counter()
+        self.failed, self.ended = Counter(), Counter()
         for run in world.catalogue.runs(limit=100_000):
             assert not run.live, run
+            self.ended[f"{run.kind} {run.state}"] += 1
             if run.state is RunState.FAILED:
                 invariants.assert_sentence(run.error)
                 assert run.family != "unexpected", run.error
                 self.failed[f"{run.kind}: {run.family}"] += 1
             if run.kind is RunKind.SYNC and run.state is RunState.SUCCEEDED:
                 assert self.ledger.get(run.id) == run.point, f"{run.id} committed {run.point}, on record otherwise"
-
-    def ended(self) -> Counter[str]:
-        runs = self.world.catalogue.runs(limit=100_000)
-        return Counter(f"{run.kind} {run.state}" for run in runs if run.kind in RunKind)

@@ -32,7 +32,7 @@ def _lines(campaigns: dict[str, Campaign], seed: int, seconds: float, verdict: s
     started = sum((w.started for w in watches), Counter())
     commits = sum(sum(w.commits().values()) for w in watches)
     recoveries = sorted((r for w in watches for r in w.recoveries), reverse=True)
-    ended = sum((j.ended() for j in judges), Counter())
+    ended = sum((j.ended for j in judges), Counter())
     failed = sum((j.failed for j in judges), Counter())
     none = "see the verdict" if verdict.startswith("FAILED") else "0"
     lines = [
