@@ -43,11 +43,13 @@ GROUPS = (
     'target = "recovery"',
     'vms = ["churn-*"]',
     "keep = { last = 3 }",
+    "scrub = 0",
     "[groups.restored]",
     'source = "prod"',
     'store = "main"',
     'vms = ["restored-*"]',
     "keep = { last = 50 }",
+    "scrub = 0",
 )
 
 
