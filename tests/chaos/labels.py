@@ -15,8 +15,12 @@ ELSEWHERE = {
     "forget.removing": "tests/integration/test_pairs.py",
     "forget.unpinned": "tests/integration/test_pairs.py",
     "forget.unsealed": "tests/integration/test_pairs.py",
+    "scrub.read": "tests/integration/test_store_verify.py",
     "takeover.after": "tests/integration/test_beginnings.py",
     "takeover.before": "tests/integration/test_beginnings.py",
+    "verify.found": "tests/integration/test_verify.py",
+    "verify.locked": "tests/integration/test_verify.py",
+    "verify.mended": "tests/integration/test_verify.py",
 }
 
 
