@@ -8,7 +8,7 @@ LAB ?= .lab
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab-up lab-status lab-down check test test-all bench lock clean
+.PHONY: help setup demo lab-up lab-status lab-down check test test-all chaos bench lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -32,7 +32,7 @@ check: setup  ## for every commit: format, lint, types, the quick tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PYTEST) -q -m "not slow" --ignore=tests/integration --ignore=tests/lab --ignore=tests/simulator
+	$(PYTEST) -q -m "not slow" --ignore=tests/integration --ignore=tests/lab --ignore=tests/simulator --ignore=tests/chaos
 
 test: setup  ## everything but the slow forms; at most 15 minutes on two cores; what .ci/run runs
 	$(PY) -m ruff format --check .
@@ -45,6 +45,14 @@ test-all: setup  ## everything
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(PYTEST)
+
+# a seed of its own each time, which is printed; SEED=... repeats one, as far as moments can be repeated
+SEED ?= $(shell od -An -N3 -tu4 /dev/urandom)
+# rounds of 20 kills at random moments, after every step was died at five times
+ROUNDS ?= 10
+
+chaos: setup  ## kill everything at every step and at random moments; writes benchmarks/chaos.md
+	$(PY) -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
 bench: setup  ## speed against Borg and rsync; writes benchmarks/results.md
 	$(PY) -m benchmarks.bench_store --runs 3

@@ -313,6 +313,7 @@ class ReplicaTarget(NewReplica):
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         disk = self._disks()[part.disk]
         path = self._path(disk)
+        faults.at("slice.locking")
         with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
             faults.at("slice.locked")
             self.live.check_slice(part)

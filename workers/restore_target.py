@@ -255,7 +255,9 @@ class RestoreTarget(HeldVm):
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         path = self._path(self._disks()[part.disk])
+        faults.at("slice.locking")
         with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+            faults.at("slice.locked")
             self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
@@ -271,6 +273,7 @@ class RestoreTarget(HeldVm):
                 )
                 faults.at("slice.written")
                 destination.flush()
+                faults.at("slice.synced")
         done = part.end if copied.done >= todo.end else copied.done
         self.live.checkpoint(
             part.model_copy(

@@ -250,7 +250,7 @@ def test_a_run_that_dies_while_it_takes_a_vm_over_is_gone_on_with(world: World) 
     point = backed_up(world, "crash", 8 * MIB)
     there = make_there(world, "crashed", 8 * MIB)
     here = mine(world, "crash", existing="crashed", overwrite_existing=True)
-    for step in ("takeover.after", "slice.synced"):
+    for step in ("takeover.before", "takeover.after", "slice.synced"):
         run = world.request_sync("crash")
         world.killed_at(run, step, here)
         world.give_up(run.id)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import ssl
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ import sqlalchemy as sa
 from pyVmomi import vim
 
 from tests.integration.child import Forked, work
+from tests.integration.vcenter import PASSWORD, ROOT, USER, Vcenter
 from workers import backup, dispatch, replicate
 from workers.catalogue import Catalogue
 from workers.models import Cursor, Disk, Pair, Run, RunReport, SyncPlan, Trigger, VmState
@@ -32,65 +31,7 @@ from workers.store import Store
 from workers.vsphere import building, inventory
 from workers.vsphere.session import Session, connect
 
-ROOT = Path(__file__).resolve().parents[2]
-SIMULATOR = ROOT / ".build" / "vcenter-simulator"
 MIB = 1 << 20
-USER, PASSWORD = "operator", "secret-of-the-lab"
-
-
-class Vcenter:
-    """A simulator process."""
-
-    def __init__(
-        self,
-        folder: Path,
-        name: str,
-        *,
-        user: str = USER,
-        center: str = "",
-        datastores: str = "ds1,ds2",
-        networks: str = "VM Network,DR Network",
-    ) -> None:
-        self.name = name
-        self.folder = folder
-        self.datastores = folder / f"{name}-datastores"
-        self.certificate = folder / f"{name}.pem"
-        subprocess.run([str(ROOT / "deploy/simulator/build.sh"), str(SIMULATOR)], check=True)
-        self.log = open(folder / f"{name}.log", "wb")
-        self.process = subprocess.Popen(
-            [
-                str(SIMULATOR),
-                *("-l", "127.0.0.1:0", "-u", f"{user}:{PASSWORD}", "-name", name, "-dc", center or name.upper()),
-                *("-dir", str(self.datastores), "-datastores", datastores, "-networks", networks),
-                *("-cert", str(self.certificate), "-key", str(self.certificate.with_suffix(".key"))),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, (folder / f"{name}.log").read_text()
-        self.url: str = json.loads(line)["url"]
-
-    def control(self, **order: Any) -> Any:
-        """The simulator's control endpoint: faults, delays, guest writes, lost change tracking."""
-        context = ssl._create_unverified_context()
-        request = urllib.request.Request(
-            self.url.replace("/sdk", "/_ctl"), data=json.dumps(order).encode() if order else None
-        )
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        with opener.open(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def fault(self, method: str, **rule: Any) -> None:
-        self.control(rules=[{"Method": method, "Count": 1, **rule}])
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
-        self.log.close()
 
 
 class World:

@@ -260,6 +260,16 @@ def test_what_a_dead_retirement_left_does_not_stop_a_pin(store: Store) -> None:
     assert not left.exists() and store.pins(VM) == {first.id: {"pair-1"}}
 
 
+def test_what_dead_retirements_left_of_points_that_are_gone_is_swept(store: Store) -> None:
+    first, _ = backup(store, disk_of(1))
+    backup(store, disk_of(2), mode="full")
+    left = store.path / "points" / VM / f".retiring-{first.id}.0000000000000000"
+    left.touch()
+    store.retire(VM, first.id)  # by the next one, who has an intent of his own
+    store.prune()
+    assert not left.exists()
+
+
 def test_the_newest_is_never_retired(store: Store) -> None:
     first, _ = backup(store, disk_of(1))
     with pytest.raises(Refused, match="newest"):

@@ -59,7 +59,7 @@ def record_inventory(db: Database, site: str, vms: Sequence[VmSummary], asked: d
         take_turns(conn, "inventory:" + site)
         moment = now(conn)
         known = conn.execute(sa.select(I.asked).where(I.site == site)).scalar()
-        if known is not None and asked is not None and asked < known:
+        if known is not None and asked is not None and asked < known <= moment:
             return
         answer = {"site": site, "asked": asked or moment, "complete": moment, "failed": None, "why": None}
         upsert(conn, schema.inventories, [answer], update=("asked", "complete", "failed", "why"))

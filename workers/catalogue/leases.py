@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from workers.catalogue import failures, fences, runs, schema
 from workers.catalogue.database import Database, now
 from workers.catalogue.holds import used_up
+from workers.catalogue.runs import AHEAD
 from workers.errors import Conflict, FencedOut
 from workers.models import Failure, Run, RunKind, RunState
 
@@ -33,8 +34,8 @@ def claim(db: Database, run_id: str, owner: str, lease_s: float) -> Run | None:
     with db.write() as conn:
         run = runs.get(conn, run_id, lock=True)
         moment = now(conn)
-        leased = run.lease_until is not None and run.lease_until > moment
-        if not run.live or (run.not_before is not None and run.not_before > moment):
+        leased = _ahead(run.lease_until, moment, longest=timedelta(seconds=lease_s) + AHEAD)
+        if not run.live or _ahead(run.not_before, moment, longest=AHEAD):
             return None
         if leased and run.owner != owner:
             return None
@@ -233,6 +234,11 @@ def add_reasons(conn: sa.Connection, run: Run, reasons: tuple[str, ...]) -> None
     fresh = [reason for reason in dict.fromkeys(reasons) if reason not in run.reasons]
     if fresh:
         _set(conn, run.id, reasons=[*run.reasons, *fresh])
+
+
+def _ahead(time: datetime | None, moment: datetime, *, longest: timedelta) -> bool:
+    """Whether this time is still to come. One that is later than any of ours was written by a clock that was ahead."""
+    return time is not None and moment < time <= moment + longest
 
 
 def _demand(run: Run, owner: str) -> None:

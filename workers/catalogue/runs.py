@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +15,11 @@ from workers.errors import BadInput, NotFound
 from workers.models import Run, RunKind, RunState, Trigger
 
 R = schema.runs.c
+S = schema.slices.c
+
+#: No pause of ours is as long, and no lease longer by so much than is asked for: a time so far ahead was written by a
+#: clock that was wrong.
+AHEAD = timedelta(hours=2)
 
 
 def request_run(
@@ -107,22 +112,29 @@ def live_runs(db: Database, limit: int = 10_000) -> list[Run]:
     return _list(db, _select().where(schema.LIVE).order_by(R.number).limit(limit))
 
 
+def free_at(until: sa.ColumnElement[Any], moment: datetime) -> sa.ColumnElement[bool]:
+    """Nothing lasts until then any more: it is over, or so far ahead that a wrong clock has written it."""
+    return until.is_(None) | (until <= moment) | (until > moment + AHEAD)
+
+
 def lost_runs(db: Database, queued_s: float = 60, limit: int = 1000) -> list[Run]:
     """Live runs that nobody may be going to continue: their lease ran out, or they are due and wait for a message
     that was sent more than `queued_s` seconds ago, or they were shared and nobody works on any of their slices.
 
     Send each a message unless one still waits in its queue, then say so with `mark_sent` of all: they go to the end of
     this list, so that every one has its turn however many there are.
+
+    What was written by a clock that was ahead, and has been set right since, does not hold a run up until then.
     """
     with db.read() as conn:
         moment = now(conn)
-        old = R.sent < moment - timedelta(seconds=queued_s)
-        deserted = (R.state == RunState.RUNNING) & (R.lease_until < moment) & (old | (R.sent < R.lease_until))
-        waiting = (R.state == RunState.QUEUED) & old & (R.not_before.is_(None) | (R.not_before <= moment))
-        S = schema.slices.c
+        old = (R.sent < moment - timedelta(seconds=queued_s)) | (R.sent > moment)
+        over = R.lease_until.is_not(None) & free_at(R.lease_until, moment)
+        deserted = (R.state == RunState.RUNNING) & over & (old | (R.sent < R.lease_until))
+        waiting = (R.state == RunState.QUEUED) & old & free_at(R.not_before, moment)
         begun = sa.select(S.run).where((S.run == R.id) & (S.done < S.end) & S.owner.is_not(None))
-        busy = begun.where(S.lease_until > moment).exists()
-        died = begun.where(S.lease_until <= moment, S.lease_until > R.sent).exists()
+        busy = begun.where(~free_at(S.lease_until, moment)).exists()
+        died = begun.where(free_at(S.lease_until, moment), S.lease_until > R.sent).exists()
         shared = (R.state == RunState.RUNNING) & R.lease_until.is_(None) & (old | died) & ~busy
         found = conn.execute(
             _select().where(schema.LIVE, deserted | waiting | shared).order_by(R.sent, R.number).limit(limit)

@@ -90,13 +90,13 @@ def claim_slice(
         if run.memory.get(PLAN) != plan:
             raise Conflict(f"what was planned for the run {run_id} was given up; it is planned anew")
         moment = now(conn)
-        free = (S.run == run_id) & UNFINISHED & (S.lease_until.is_(None) | (S.lease_until <= moment))
+        free = (S.run == run_id) & UNFINISHED & runs.free_at(S.lease_until, moment)
         row = conn.execute(_select(run_id).where(free).order_by(None).order_by(S.attempts, S.disk, S.start)).first()
         if row is None:
             return None
         found = rows.read(row, SliceState)
         if found.attempts >= tries:
-            busy = (S.run == run_id) & UNFINISHED & S.owner.is_not(None) & (S.lease_until > moment)
+            busy = (S.run == run_id) & UNFINISHED & S.owner.is_not(None) & ~runs.free_at(S.lease_until, moment)
             if conn.execute(sa.select(S.start).where(busy)).first() is not None:
                 return None
             why = found.error or "its worker was lost each time (killed, out of memory, or its machine went down)"
@@ -226,8 +226,8 @@ def short_of_workers(db: Database, sent_s: float) -> list[Short]:
     """
     with db.read() as conn:
         moment = now(conn)
-        leased = S.owner.is_not(None) & (S.lease_until > moment)
-        free = S.lease_until.is_(None) | (S.lease_until <= moment)
+        free = runs.free_at(S.lease_until, moment)
+        leased = S.owner.is_not(None) & ~free
         query = (
             sa.select(
                 R.id,

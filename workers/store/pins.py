@@ -19,6 +19,9 @@ from workers.store import files
 from workers.store.layout import safe
 from workers.store.points import Points
 
+#: how the name of a file begins that says which point is being retired
+INTENT = ".retiring-"
+
 
 class Pins:
     def __init__(self, root: Path, points: Points) -> None:
@@ -32,6 +35,7 @@ class Pins:
         file = folder / safe(holder, "a pin's holder")
         _make(folder)
         mine = True
+        faults.at("store.pinning")
         try:
             files.write_new(file, b"")
         except FileExistsError:
@@ -105,26 +109,35 @@ class Pins:
             finally:
                 os.close(fd)
 
+    def sweep(self, vm: str) -> None:
+        """Removes what retirements left that were killed: of a point that is gone nobody would look for them."""
+        for path in self._points.path(vm, 0).parent.glob(f"{INTENT}*"):
+            _live(path)
+
     def _being_retired(self, vm: str, point_id: str) -> bool:
         prefix = self._intents(vm, point_id)
-        for path in prefix.parent.glob(f"{prefix.name}.*"):
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                if not files.locked(fd):
-                    return True
-                files.remove(path)
-            finally:
-                os.close(fd)
-        return False
+        return any([_live(path) for path in prefix.parent.glob(f"{prefix.name}.*")])
 
     def _folder(self, vm: str, point_id: str) -> Path:
         return self._root / safe(vm, "a VM's id") / safe(point_id, "a restore point's id")
 
     def _intents(self, vm: str, point_id: str) -> Path:
-        return self._points.path(vm, 0).with_name(f".retiring-{safe(point_id, 'a restore point')}")
+        return self._points.path(vm, 0).with_name(f"{INTENT}{safe(point_id, 'a restore point')}")
+
+
+def _live(intent: Path) -> bool:
+    """Whether somebody is retiring. An intent that nobody holds is removed."""
+    try:
+        fd = os.open(intent, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not files.locked(fd):
+            return True
+        files.remove(intent)
+        return False
+    finally:
+        os.close(fd)
 
 
 def _going(vm: str, point_id: str) -> NotFound:

@@ -114,6 +114,7 @@ class Pruner:
             marks=tuple(sorted(marks)),
         )
         if tomb.packs or tomb.maps or tomb.marks:
+            faults.at("store.burying")
             self._write(self._tombs / f"{layout.fresh_id():016x}.json", tomb)
             faults.at("store.tombstone")
 
@@ -137,6 +138,7 @@ class Pruner:
                 continue
             dead = [pack_path(self._packs.folder, p) for p in tomb.packs if p not in refs.packs]
             dead_maps = [maps_path(self._maps.folder, m) for m in tomb.maps if m not in refs.maps]
+            faults.at("store.deleting")
             freed += sum(_unlink(file) for file in (*dead, *dead_maps))
             packs, maps = packs + len(dead), maps + len(dead_maps)
             for vm, seq in tomb.marks:

@@ -197,6 +197,8 @@ class Store:
     def prune(self) -> PruneReport:
         """Deletes what nothing needs, safe beside writers; what must wait for a run is done by a later prune."""
         with files.room(self.path):
+            for vm in self.vms():
+                self._pins.sweep(vm)
             return self._pruner.run(self._own())
 
     def compact(

@@ -15,6 +15,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from workers import faults
 from workers.store import files
 from workers.store.layout import FORMAT, safe
 
@@ -60,6 +61,7 @@ class Writers:
             os.rename(self.folder(run), gone)
         except FileNotFoundError:
             return False
+        faults.at("store.leaving")
         files.sync_folder(self._root)
         shutil.rmtree(gone, ignore_errors=True)
         return True

@@ -155,6 +155,7 @@ def write_cursor(s: Session, moref: str, key: str, text: str, change_version: st
         )
     spec = vim.vm.ConfigSpec(changeVersion=change_version, extraConfig=options({key: text}))
     doing = f"write {key} of the VM {moref} ({s})"
+    faults.at("cursor-writing")
     try:
         s.run(doing, lambda: s.vm(moref).ReconfigVM_Task(spec), wait)
     except (Conflict, VcenterUnreachable) as err:
