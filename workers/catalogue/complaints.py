@@ -27,11 +27,11 @@ def translate(err: SQLAlchemyError, name: str, lock_wait: float) -> UnderstudyEr
     said = str(err.orig).strip().splitlines()[0] if str(err.orig).strip() else type(err.orig).__name__
     if name.startswith("sqlite"):
         return _sqlite(said, name, lock_wait) or _unexpected(name, said)
-    if isinstance(err, DataError):
-        return BadInput(f"the catalogue {name} can not hold what was given: {said}")
     code = getattr(err.orig, "sqlstate", None)
     if code:
         return _postgresql(code, said, name, lock_wait) or _unexpected(name, said)
+    if isinstance(err, DataError):  # the driver refused it (a NUL in a text) before the server saw it
+        return BadInput(f"the catalogue {name} can not hold what was given: {said}")
     # Without a code the server did not answer the statement: no connection, or it ended.
     return _no_connection(str(err.orig), said, name)
 
