@@ -49,7 +49,7 @@ def take_locks(realm: Realm, name: str) -> None:
             pass
 
 
-@pytest.mark.parametrize("step", ["slice.synced", "commit.after"])
+@pytest.mark.parametrize("step", [pytest.param("slice.synced", marks=pytest.mark.slow), "commit.after"])
 def test_a_killed_child_of_the_pool_costs_a_delay(realm: Realm, once: Path, step: str) -> None:
     name = f"child-{step.replace('.', '-')}"
     point = prepared(realm, name)
@@ -85,7 +85,13 @@ def test_nothing_survives_a_worker_that_is_killed_in_a_sync_and_another_one_ends
     realm.world.assert_replica_is("whole", point)
 
 
-@pytest.mark.parametrize("step", ["snapshot.after", "store.packs-synced", "manifest.after"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "snapshot.after",
+        *(pytest.param(step, marks=pytest.mark.slow) for step in ("store.packs-synced", "manifest.after")),
+    ],
+)
 def test_a_worker_that_is_killed_in_a_backup_leaves_a_run_that_ends(realm: Realm, once: Path, step: str) -> None:
     world = realm.world
     name = f"backup-{step.replace('.', '-')}"
