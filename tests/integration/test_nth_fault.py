@@ -26,7 +26,7 @@ from workers.models import Run, RunKind, RunState
 from workers.run import Here
 
 #: calls skipped between two that fail, in the quick form; another fault each time
-STRIDE = 21
+STRIDE = 15
 TUNING = {"retry_pause": "1s", "lock_wait": "2s", "lease": "60s", "attempts": 4}
 
 #: does the run's work under the n-th fault; says which call it hit, "" when the run had fewer
