@@ -7,13 +7,12 @@ for untouched, its bytes must be what its cursor says, byte for byte by the cont
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.protocol.realm import SOURCE, Realm
+from tests.protocol.realm import Ground, Realm
 from tests.protocol.steps import Execution
 from workers import plan
 from workers.errors import FencedOut, NeedsPerson, Refused, SliceFailed, Touched, Transient, UnderstudyError
@@ -40,14 +39,14 @@ disks, granules, values = st.integers(0, 2), st.integers(0, 7), st.integers(0, 3
 
 
 class Life(RuleBasedStateMachine):
-    """`template`: a catalogue with tables and nothing in it. `plant`: puts a mistake into the code."""
+    """One life. `plant` puts a mistake into the code."""
 
-    template: Path
+    ground: Ground
 
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.realm = Realm(self.patch, self.template)
+        self.realm = Realm(self.ground, self.patch)
         self.plant()
         #: the base files as somebody left them, until somebody says that this may go
         self.touched: dict[str, bytes] | None = None
@@ -72,23 +71,16 @@ class Life(RuleBasedStateMachine):
             self.realm.write(*write)
         self.realm.backup()
 
-    @rule(size=st.integers(1, 3))
-    def add_disk(self, size: int) -> None:
-        if len(self.realm.source) < 3:
+    @rule(kind=st.sampled_from(["add", "grow", "remove"]), number=disks, size=st.integers(1, 3))
+    def change_disks(self, kind: str, number: int, size: int) -> None:
+        if kind == "add" and len(self.realm.source) < 3:
             self.realm.add_disk(size)
             self.realm.write(len(self.realm.source) - 1, 0, 3)
-            self.realm.backup()
-
-    @rule(number=disks, size=st.integers(1, 2))
-    def grow_disk(self, number: int, size: int) -> None:
-        self.realm.grow_disk(number, size)
-        self.realm.backup()
-
-    @rule(number=disks)
-    def remove_disk(self, number: int) -> None:
-        if len(self.realm.source) > 1:
+        elif kind == "grow":
+            self.realm.grow_disk(number, size)
+        elif kind == "remove" and len(self.realm.source) > 1:
             self.realm.remove_disk(number)
-            self.realm.backup()
+        self.realm.backup()
 
     @rule(keep=st.integers(1, 3))
     def prune(self, keep: int) -> None:
@@ -96,51 +88,68 @@ class Life(RuleBasedStateMachine):
 
     # --- runs and executions ----------------------------------------------------------------------------------
 
-    @rule(helps=st.booleans())
-    def message(self, helps: bool) -> None:
-        """For the live run, however many it has had before; or a new run begins."""
+    @rule(
+        late=st.sampled_from([True, True, False]),
+        helps=st.sampled_from([False, False, True]),
+        until=st.sampled_from(NARROW),
+        ends=st.sampled_from(["dies", "dies", "sleeps", "goes on"]),
+    )
+    def message(self, late: bool, helps: bool, until: str, ends: str) -> None:
+        """For the live run, however many it has had before, or for a new one. It dies at a step, or sleeps there.
+
+        `late`: when the leases of all who are dead or asleep have ended.
+        """
+        if late:
+            self.realm.let_time_pass()
         run = self.realm.live_run()
         if run is None:
             self.realm.here.catalogue.pause(self.realm.pair.id, None)
             run, helps = self.realm.request(), False
-        if len(self.realm.alive()) < 4:
-            self.realm.begin(run, helps=helps)
+        if len(self.realm.alive()) > 3:
+            return
+        execution = self.realm.begin(run, helps=helps)
+        if ends == "goes on":
+            return execution.finish()
+        self._to(execution, until)
+        if ends == "dies" and not execution.over:
+            execution.kill()
 
     @precondition(lambda self: self.realm.alive())
-    @rule(data=st.data(), count=st.integers(1, 30))
-    def step(self, data: st.DataObject, count: int) -> None:
+    @rule(data=st.data(), until=st.sampled_from(NARROW), dies=st.booleans())
+    def step_to(self, data: st.DataObject, until: str, dies: bool) -> None:
+        execution = self._one(data)
+        self._to(execution, until)
+        if dies and not execution.over:
+            execution.kill()
+
+    @precondition(lambda self: self.realm.alive())
+    @rule(data=st.data(), count=st.integers(1, 12), dies=st.booleans())
+    def step(self, data: st.DataObject, count: int, dies: bool) -> None:
         execution = self._one(data)
         while count and not execution.over:
             execution.step()
             count -= 1
-
-    @precondition(lambda self: self.realm.alive())
-    @rule(data=st.data(), label=st.sampled_from(NARROW))
-    def step_to(self, data: st.DataObject, label: str) -> None:
-        execution = self._one(data)
-        execution.step()
-        while not execution.over and execution.label != label:
-            execution.step()
+        if dies and not execution.over:
+            execution.kill()
 
     @precondition(lambda self: self.realm.alive())
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         self._one(data).finish()
 
-    @precondition(lambda self: self.realm.alive())
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
-        self._one(data).kill()
+    @staticmethod
+    def _to(execution: Execution, label: str) -> None:
+        execution.step()
+        while not execution.over and execution.label != label:
+            execution.step()
 
     def _one(self, data: st.DataObject) -> Execution:
         return data.draw(st.sampled_from(self.realm.alive()))
 
-    @rule()
-    def time_passes(self) -> None:
-        self.realm.let_time_pass()
-
-    @rule()
-    def reap(self) -> None:
+    @rule(late=st.booleans())
+    def reap(self, late: bool) -> None:
+        if late:
+            self.realm.let_time_pass()
         if len(self.realm.alive()) < 4:
             self.realm.reap()
 
@@ -234,7 +243,7 @@ class Life(RuleBasedStateMachine):
 
     def _judge_pins(self, cursor: Cursor) -> None:
         needed = {point for point in (cursor.base, *cursor.targets) if point is not None}
-        there = {point.id for point in self.realm.store.points(SOURCE.instance_uuid)}
+        there = {point.id for point in self.realm.store.points(self.realm.vm.instance_uuid)}
         if cursor.state == "applying" or self._believed(cursor):
             assert needed <= there, f"the cursor names {needed - there}, which the store does not hold any more"
 
@@ -300,7 +309,7 @@ class Life(RuleBasedStateMachine):
             execution = self.realm.begin(run)
             execution.finish()
             self.check()
-            newest = self.realm.store.newest(SOURCE.instance_uuid)
+            newest = self.realm.store.newest(self.realm.vm.instance_uuid)
             cursor = self.realm.cursor()
             assert newest is not None
             if cursor is not None and (cursor.state, cursor.base) == ("committed", newest.id) and not self.realm.live_run():
@@ -312,6 +321,6 @@ class Life(RuleBasedStateMachine):
         known = catalogue.sync_point(self.realm.pair.id)
         assert known is not None and known.point == newest.id
         holder = f"{catalogue.realm}:{self.realm.pair.id}"
-        pins = self.realm.store.pins(SOURCE.instance_uuid)
+        pins = self.realm.store.pins(self.realm.vm.instance_uuid)
         assert {point for point, holders in pins.items() if holder in holders} == {newest.id}
         assert self.realm.replica is not None and self.realm.replica.layer is not None, "it is not sealed"

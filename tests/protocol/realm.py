@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-import sqlite3
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.protocol.steps import Execution, Steps
 from tests.protocol.vcenter import MemoryVcenter, Vm
@@ -60,7 +60,7 @@ scrub = 0
 [targets.recovery]
 site = "dr"
 datastore = "ds1"
-undo = "UNDO"
+undo = "always"
 [groups.all]
 source = "prod"
 store = "main"
@@ -69,19 +69,43 @@ vms = ["web"]
 keep = { last = 50 }
 """
 
-SOURCE = VmIdentity(site="prod", vcenter="v-prod", instance_uuid="uuid-web", bios_uuid="b", moref="vm-1", name="web")
 CONTROLLER = Controller(kind="pvscsi", key=1000, bus=0)
 
 
-class Realm:
-    def __init__(self, patch: pytest.MonkeyPatch, template: Path, *, undo: bool = True) -> None:
+class Ground:
+    """What the realms of one test share, one after the other: to make it takes longer than a sync."""
+
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="understudy-life-", dir=SHM if SHM.is_dir() else None))
-        (self.folder / "ds1").mkdir()
-        shutil.copyfile(template, self.folder / "catalogue.db")
         file = self.folder / "understudy.toml"
-        file.write_text(CONFIG.replace("UNDO", "always" if undo else "never"))
+        file.write_text(CONFIG)
         conf = settings.load(file)
-        self.here = Here(conf, Catalogue.open(conf.catalogue))
+        self.here = Here(conf, Catalogue.create(conf.catalogue))
+        self.count = 0
+
+    def close(self) -> None:
+        self.here.catalogue.close()
+        shutil.rmtree(self.folder)
+
+
+class Realm:
+    """A pair with a source, a store and a vCenter of its own, and the content log."""
+
+    def __init__(self, ground: Ground, patch: pytest.MonkeyPatch) -> None:
+        ground.count += 1
+        self.folder, self.here = ground.folder, ground.here
+        for name in ("store", "ds1"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "ds1").mkdir()
+        conf = self.here.settings
+        self.vm = VmIdentity(
+            site="prod",
+            vcenter="v-prod",
+            instance_uuid=f"uuid-web-{ground.count}",
+            bios_uuid="b",
+            moref="vm-1",
+            name="web",
+        )
         self.store = Store.create(conf.stores["main"].path)
         self.steps = Steps()
         self.vcenter = MemoryVcenter(self.folder / "ds1", self.steps.alive)
@@ -91,7 +115,7 @@ class Realm:
         patch.setattr(HeldReplica, "_wait", lambda _: -1.0)  # who has the lock does not go on while we wait
         self.pair = self.here.catalogue.ensure_pair(
             source_site="prod",
-            source=SOURCE.instance_uuid,
+            source=self.vm.instance_uuid,
             vm="web",
             store="main",
             recovery_target="recovery",
@@ -108,12 +132,12 @@ class Realm:
         self.add_disk(6)
 
     def close(self) -> None:
-        for execution in self.executions:
-            if not execution.over:
-                execution.kill()
-        self.here.catalogue.close()
+        for execution in self.alive():
+            execution.kill()
+        self.let_time_pass()
+        if (run := self.live_run()) is not None:
+            self.give_up(run)
         self.store.close()
-        shutil.rmtree(self.folder)
 
     # --- the source -------------------------------------------------------------------------------------------
 
@@ -149,7 +173,7 @@ class Realm:
 
     def backup(self) -> str:
         """One restore point, by the real store; the whole disk is compared with the point before."""
-        parent = self.store.newest(SOURCE.instance_uuid)
+        parent = self.store.newest(self.vm.instance_uuid)
         before = {part.disk.id: part for part in parent.disks} if parent is not None else {}
         number = next(self._points)
         with self.store.writer(f"backup-{number}") as writer:
@@ -176,7 +200,7 @@ class Realm:
                 id=f"{number:08d}-{number:08x}",
                 seq=number,
                 parent=parent.id if parent is not None else None,
-                vm=SOURCE,
+                vm=self.vm,
                 run=f"backup-{number}",
                 fence=1,
                 created=moment,
@@ -201,9 +225,9 @@ class Realm:
     def prune(self, keep: int) -> list[str]:
         """Retention: all but the newest and what is pinned. The ids that are gone."""
         gone = []
-        for point in self.store.points(SOURCE.instance_uuid)[:-keep]:
+        for point in self.store.points(self.vm.instance_uuid)[:-keep]:
             try:
-                self.store.retire(SOURCE.instance_uuid, point.id)
+                self.store.retire(self.vm.instance_uuid, point.id)
                 gone.append(point.id)
             except UnderstudyError:
                 continue  # pinned
@@ -213,7 +237,7 @@ class Realm:
     # --- runs -------------------------------------------------------------------------------------------------
 
     def live_run(self) -> Run | None:
-        return next(iter(self.here.catalogue.live_runs()), None)
+        return next((r for r in self.here.catalogue.live_runs() if r.target == replicate.target_of(self.pair.id)), None)
 
     def request(self, *, discard: bool = False) -> Run:
         return dispatch.request_sync(self.here, self.pair, Trigger.AD_HOC, discard=discard)[0]
@@ -241,14 +265,14 @@ class Realm:
 
     def let_time_pass(self) -> None:
         """All leases end, all pauses are over, no message is under way any more."""
-        with sqlite3.connect(self.folder / "catalogue.db") as conn:
+        given = {"long_ago": "2000-01-01 00:00:00.000000"}
+        with self.here.catalogue.write() as conn:
             for change in (
-                "update runs set not_before = null, sent = ?1",
-                "update runs set lease_until = ?1 where lease_until is not null",
-                "update slices set lease_until = ?1 where lease_until is not null",
+                "update runs set not_before = null, sent = :long_ago where ended is null",
+                "update runs set lease_until = :long_ago where lease_until is not null and ended is null",
+                "update slices set lease_until = :long_ago where lease_until is not null",
             ):
-                conn.execute(change, ("2000-01-01 00:00:00.000000",))
-        conn.close()
+                conn.execute(sa.text(change), given)
 
     def reap(self) -> list[Execution]:
         found = reaper.reap(self.here)
@@ -278,10 +302,3 @@ class Realm:
 
 def content(value: int) -> bytes:
     return random.Random(value).randbytes(GRANULE) if value else bytes(GRANULE)
-
-
-def catalogue_template(folder: Path) -> Path:
-    """Making the tables takes longer than a sync: done once, copied for each realm."""
-    file = folder / "template.db"
-    Catalogue.create(f"sqlite:///{file}").close()
-    return file
