@@ -36,6 +36,7 @@ NARROW = [
 ]  # fmt: skip
 
 disks, granules, values = st.integers(0, 2), st.integers(0, 7), st.integers(0, 3)
+changes = st.lists(st.tuples(disks, granules, values), min_size=1, max_size=4)
 
 
 class Life(RuleBasedStateMachine):
@@ -65,26 +66,28 @@ class Life(RuleBasedStateMachine):
         self.realm.write(0, 5, 2)
         self.realm.backup()
 
-    @rule(writes=st.lists(st.tuples(disks, granules, values), min_size=1, max_size=4))
-    def back_up(self, writes: list[tuple[int, int, int]]) -> None:
+    @rule(
+        writes=changes,
+        change=st.sampled_from(["", "", "", "add", "grow", "remove"]),
+        keep=st.sampled_from([1, 2, 50]),
+    )
+    def back_up(self, writes: list[tuple[int, int, int]], change: str, keep: int) -> None:
+        """The guest writes, sometimes its disks change, a restore point is made, and retention takes what it may."""
+        number, size, _ = writes[0]
+        if change == "add" and len(self.realm.source) < 3:
+            self.realm.add_disk(1 + size % 3)
+        elif change == "grow":
+            self.realm.grow_disk(number, 1 + size % 2)
+        elif change == "remove" and len(self.realm.source) > 1:
+            self.realm.remove_disk(number)
+        self.back_up_of(writes)
+        if keep < 50:
+            self.realm.prune(keep)
+
+    def back_up_of(self, writes: list[tuple[int, int, int]]) -> None:
         for write in writes:
             self.realm.write(*write)
         self.realm.backup()
-
-    @rule(kind=st.sampled_from(["add", "grow", "remove"]), number=disks, size=st.integers(1, 3))
-    def change_disks(self, kind: str, number: int, size: int) -> None:
-        if kind == "add" and len(self.realm.source) < 3:
-            self.realm.add_disk(size)
-            self.realm.write(len(self.realm.source) - 1, 0, 3)
-        elif kind == "grow":
-            self.realm.grow_disk(number, size)
-        elif kind == "remove" and len(self.realm.source) > 1:
-            self.realm.remove_disk(number)
-        self.realm.backup()
-
-    @rule(keep=st.integers(1, 3))
-    def prune(self, keep: int) -> None:
-        self.realm.prune(keep)
 
     # --- runs and executions ----------------------------------------------------------------------------------
 
@@ -94,6 +97,30 @@ class Life(RuleBasedStateMachine):
         until=st.sampled_from(NARROW),
         ends=st.sampled_from(["dies", "dies", "sleeps", "goes on"]),
     )
+    def some_message(self, late: bool, helps: bool, until: str, ends: str) -> None:
+        self.message(late, helps, until, ends)
+
+    @rule(until=st.sampled_from(NARROW), writes=changes)
+    def a_death(self, until: str, writes: list[tuple[int, int, int]]) -> None:
+        self._something_new(writes)
+        self.message(True, False, until, "dies")
+
+    @rule(until=st.sampled_from(NARROW), writes=changes, ends=st.sampled_from(["dies", "sleeps"]))
+    def a_new_run(self, until: str, writes: list[tuple[int, int, int]], ends: str) -> None:
+        if self.realm.live_run() is not None:
+            self.give_up()
+        self._something_new(writes)
+        self.message(True, False, until, ends)
+
+    def _something_new(self, writes: list[tuple[int, int, int]]) -> None:
+        """A run that finds nothing to do passes no step."""
+        if self.realm.live_run() is None:
+            self.back_up_of(writes)
+
+    @rule()
+    def a_sync(self) -> None:
+        self.message(True, False, "", "goes on")
+
     def message(self, late: bool, helps: bool, until: str, ends: str) -> None:
         """For the live run, however many it has had before, or for a new one. It dies at a step, or sleeps there.
 
@@ -106,7 +133,7 @@ class Life(RuleBasedStateMachine):
             self.realm.here.catalogue.pause(self.realm.pair.id, None)
             run, helps = self.realm.request(), False
         if len(self.realm.alive()) > 3:
-            return
+            self.realm.alive()[0].kill()
         execution = self.realm.begin(run, helps=helps)
         if ends == "goes on":
             return execution.finish()
@@ -115,20 +142,11 @@ class Life(RuleBasedStateMachine):
             execution.kill()
 
     @precondition(lambda self: self.realm.alive())
-    @rule(data=st.data(), until=st.sampled_from(NARROW), dies=st.booleans())
-    def step_to(self, data: st.DataObject, until: str, dies: bool) -> None:
+    @rule(data=st.data(), until=st.one_of(st.sampled_from(NARROW), st.integers(1, 12)), dies=st.booleans())
+    def step_to(self, data: st.DataObject, until: str | int, dies: bool) -> None:
+        """Who sleeps goes on, to this step or for so many of them."""
         execution = self._one(data)
         self._to(execution, until)
-        if dies and not execution.over:
-            execution.kill()
-
-    @precondition(lambda self: self.realm.alive())
-    @rule(data=st.data(), count=st.integers(1, 12), dies=st.booleans())
-    def step(self, data: st.DataObject, count: int, dies: bool) -> None:
-        execution = self._one(data)
-        while count and not execution.over:
-            execution.step()
-            count -= 1
         if dies and not execution.over:
             execution.kill()
 
@@ -138,23 +156,21 @@ class Life(RuleBasedStateMachine):
         self._one(data).finish()
 
     @staticmethod
-    def _to(execution: Execution, label: str) -> None:
-        execution.step()
-        while not execution.over and execution.label != label:
+    def _to(execution: Execution, until: str | int) -> None:
+        passed = 0
+        while not execution.over and (passed == 0 or until not in (execution.label, passed)):
             execution.step()
+            passed += 1
 
     def _one(self, data: st.DataObject) -> Execution:
         return data.draw(st.sampled_from(self.realm.alive()))
 
-    @rule(late=st.booleans())
-    def reap(self, late: bool) -> None:
-        if late:
-            self.realm.let_time_pass()
+    @rule()
+    def reap(self) -> None:
+        self.realm.let_time_pass()
         if len(self.realm.alive()) < 4:
             self.realm.reap()
 
-    @precondition(lambda self: self.realm.live_run() is not None)
-    @rule()
     def give_up(self) -> None:
         """The next run carries a higher fence; executions of this one may yet wake up."""
         self.realm.let_time_pass()
@@ -173,10 +189,14 @@ class Life(RuleBasedStateMachine):
         return self.realm.replica is not None and all(e.label not in WINDOWS for e in self.realm.alive())
 
     @precondition(_in_reach)
-    @rule(writes=st.lists(st.tuples(disks, granules), min_size=1, max_size=2))
-    def boot(self, writes: list[tuple[int, int]]) -> None:
+    @rule(writes=st.lists(st.tuples(disks, granules), min_size=1, max_size=2), reverts=st.booleans())
+    def boot(self, writes: list[tuple[int, int]], reverts: bool) -> None:
         vm = self.realm.replica
         assert vm is not None
+        if reverts and vm.layer is not None:
+            self.realm.vcenter.revert(vm.identity.moref)
+            self.touched = None
+            return
         self.realm.vcenter.boot(
             vm.identity.moref, [(disk, granule * GRANULE, b"somebody".ljust(GRANULE, b"!")) for disk, granule in writes]
         )
@@ -185,14 +205,6 @@ class Life(RuleBasedStateMachine):
         assert cursor is not None
         if cursor.content and not cursor.compare:
             self.touched = self.realm.vcenter.frozen(vm.identity.moref)
-
-    @precondition(lambda self: self._in_reach() and self.realm.replica.layer is not None)
-    @rule()
-    def revert(self) -> None:
-        vm = self.realm.replica
-        assert vm is not None
-        self.realm.vcenter.revert(vm.identity.moref)
-        self.touched = None
 
     @precondition(lambda self: self.ever_touched and self.realm.live_run() is None)
     @rule()
