@@ -15,11 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.protocol.realm import Ground, Realm
 from tests.protocol.steps import Execution
 from workers import plan
-from workers.errors import FencedOut, NeedsPerson, Refused, SliceFailed, Touched, Transient, UnderstudyError
+from workers.errors import FencedOut, NeedsPerson, Refused, Touched, Transient, UnderstudyError
 from workers.extents import GRANULE
 from workers.models import Cursor
 from workers.replica import descriptor_cids
-from workers.replica_held import BACK_TO
 from workers.vsphere import replica
 
 #: between a look at the replica and what is done because of it: a boot by hand just there is for ESXi's own lock files
@@ -244,7 +243,9 @@ class Life(RuleBasedStateMachine):
             if not execution.over or err is None:
                 continue
             execution.error = None
-            known = isinstance(err, FencedOut | Transient | Refused) or (self.ever_touched and isinstance(err, NeedsPerson))
+            known = isinstance(err, FencedOut | Transient | Refused) or (
+                self.ever_touched and isinstance(err, NeedsPerson)
+            )
             if not known and not (isinstance(err, Touched) and self._superseded(execution)):
                 raise AssertionError(f"{execution} ended for no reason: {type(err).__name__}: {err}") from err
 
@@ -280,7 +281,9 @@ class Life(RuleBasedStateMachine):
 
     def _where(self, name: str, point: str) -> str:
         found, wanted = self.realm.content()[name], self.realm.held[point][name]
-        wrong = [i // GRANULE for i in range(0, len(wanted), GRANULE) if found[i : i + GRANULE] != wanted[i : i + GRANULE]]
+        wrong = [
+            i // GRANULE for i in range(0, len(wanted), GRANULE) if found[i : i + GRANULE] != wanted[i : i + GRANULE]
+        ]
         return f"{name} is committed as {point}, and differs from it in the granules {wrong}"
 
     def _judge_blocks(self, cursor: Cursor) -> None:
@@ -324,7 +327,11 @@ class Life(RuleBasedStateMachine):
             newest = self.realm.store.newest(self.realm.vm.instance_uuid)
             cursor = self.realm.cursor()
             assert newest is not None
-            if cursor is not None and (cursor.state, cursor.base) == ("committed", newest.id) and not self.realm.live_run():
+            if (
+                cursor is not None
+                and (cursor.state, cursor.base) == ("committed", newest.id)
+                and not self.realm.live_run()
+            ):
                 break
         else:
             raise AssertionError(f"the replica does not come to the newest point: {catalogue.failures()}")

@@ -24,7 +24,18 @@ from workers.catalogue import Catalogue
 from workers.disks.memory import MemoryDisk
 from workers.errors import UnderstudyError
 from workers.extents import GRANULE, Extents
-from workers.models import Controller, Cursor, Disk, PointDisk, RestorePoint, Run, RunKind, Trigger, VmConfig, VmIdentity
+from workers.models import (
+    Controller,
+    Cursor,
+    Disk,
+    PointDisk,
+    RestorePoint,
+    Run,
+    RunKind,
+    Trigger,
+    VmConfig,
+    VmIdentity,
+)
 from workers.replica import read_cursor
 from workers.replica_held import BACK_TO, HeldReplica
 from workers.run import Here, give_up

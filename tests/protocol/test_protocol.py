@@ -21,30 +21,49 @@ def ground() -> Iterator[Ground]:
 
 
 short = settings(
-    max_examples=30,
-    stateful_step_count=25,
+    max_examples=12,
+    stateful_step_count=20,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+#: without making what was found smaller: that it is found is enough
+found = settings(short, max_examples=60, phases=[Phase.generate], report_multiple_bugs=False)
+
+#: found within some seconds; the others take longer
+SOON = ("cursor_written_late", "no_pins")
+
+
+def live(ground: Ground, how: settings, mistake: str | None = None) -> None:
+    class Here(Life):
+        def plant(self) -> None:
+            if mistake is not None:
+                MISTAKES[mistake](self.patch)
+
+    Here.ground = ground
+    run_state_machine_as_test(Here, settings=how)
 
 
 def test_any_step_may_be_the_last(ground: Ground) -> None:
-    class Here(Life):
-        pass
-
-    Here.ground = ground
-    run_state_machine_as_test(Here, settings=short)
+    live(ground, short)
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_planted_mistake_is_found(name: str, ground: Ground) -> None:
-    class Here(Life):
-        def plant(self) -> None:
-            MISTAKES[name](self.patch)
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_any_step_may_be_the_last_in_many_lives(ground: Ground) -> None:
+    """Other ones each time; what fails is printed with the blob that repeats it."""
+    live(ground, settings(short, max_examples=500, stateful_step_count=40, derandomize=False, print_blob=True))
 
-    Here.ground = ground
-    quick = settings(short, max_examples=300, phases=[Phase.generate], report_multiple_bugs=False)
+
+@pytest.mark.parametrize("mistake", SOON)
+def test_a_planted_mistake_is_found(mistake: str, ground: Ground) -> None:
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(Here, settings=quick)
+        live(ground, found, mistake)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", [name for name in MISTAKES if name not in SOON])
+def test_a_planted_mistake_is_found_in_more_lives(mistake: str, ground: Ground) -> None:
+    with pytest.raises(AssertionError):
+        live(ground, settings(found, max_examples=300, stateful_step_count=30), mistake)

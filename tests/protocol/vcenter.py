@@ -1,4 +1,4 @@
-"""The recovery site's vCenter in memory: a few functions of workers/vsphere are replaced, the callers are the real ones.
+"""The recovery site's vCenter in memory: a few functions of workers/vsphere are replaced, their callers are real.
 
 Kept is what the protocol leans on: a change version that makes each reconfiguration a compare-and-set, snapshots under
 which writes go to a delta, content ids that change with the data, hardware that a snapshot holds fast. The disks are
@@ -201,7 +201,9 @@ class MemoryVcenter:
             elif change.kind == "grow disk":
                 held = disk_map(self.vm_state(moref))[change.disk]
                 self._resize(held.file, change.capacity)
-                vm.disks = [d.model_copy(update={"capacity": change.capacity}) if d.id == held.id else d for d in vm.disks]
+                vm.disks = [
+                    d.model_copy(update={"capacity": change.capacity}) if d.id == held.id else d for d in vm.disks
+                ]
         vm.version += 1
         return str(vm.version)
 
