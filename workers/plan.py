@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from workers.errors import Foreign, Refused, Touched
@@ -103,6 +103,18 @@ def changed_while_taken(taken: str, disks: Iterable[Disk], cids: Mapping[str, st
         and _short(disk.id) + _short(disk.content_id) not in entries
         and cids.get(disk.id) != new_cid(taken, disk.id)
     ]
+
+
+def added_and_open(taken: str, disks: Mapping[str, Disk], cids: Mapping[str, str], fresh: Sequence[str]) -> set[str]:
+    """Of `disks` (by source id) those that a run added before it stopped, and of which nothing shows that nobody has
+    written to them since: `taken` does not know their first content id, and they have not got the one from us.
+    """
+    known = {taken[i : i + 4] for i in range(8, len(taken), 8)}
+    return {
+        source
+        for source, disk in disks.items()
+        if taken and source in fresh and _short(disk.id) not in known and cids.get(disk.id) != new_cid(taken, disk.id)
+    }
 
 
 def _short(text: str) -> str:
@@ -203,19 +215,21 @@ def decide(
     )
 
 
-def hardware(point: RestorePoint, replica: Mapping[str, int], excluded: Sequence[str]) -> tuple[HardwareChange, ...]:
+def hardware(
+    point: RestorePoint, replica: Mapping[str, int], excluded: Sequence[str], anew: Collection[str] = ()
+) -> tuple[HardwareChange, ...]:
     """What must change so that the replica has the point's disks. `replica`: source disk id -> capacity of the copy.
 
-    A disk can not shrink: going back before a growth, it is removed and added.
+    A disk can not shrink: going back before a growth, it is removed and added. So is one of `anew`.
     """
     wanted = {d.disk.id: d.disk for d in protected(point, excluded)}
     changes = []
     for disk, capacity in replica.items():
-        if disk not in wanted or capacity > wanted[disk].capacity:
+        if disk not in wanted or capacity > wanted[disk].capacity or disk in anew:
             changes.append(HardwareChange(kind="remove disk", disk=disk, label="", capacity=capacity))
     for disk, source in wanted.items():
         held = replica.get(disk)
-        if held is None or held > source.capacity:
+        if held is None or held > source.capacity or disk in anew:
             kind: Literal["add disk", "grow disk"] = "add disk"
         elif held < source.capacity:
             kind = "grow disk"

@@ -150,7 +150,15 @@ class Replica:
         if self.state is None and (self.beginning is None or self.beginning.vm is None):
             return ()
         held = {key: disk.capacity for key, disk in self._disks().items()}
-        return plan.hardware(self.goal, held, self.place.excluded_disks)
+        return plan.hardware(self.goal, held, self.place.excluded_disks, self._anew())
+
+    def _anew(self) -> set[str]:
+        """Disks that a run added and could not make its own before it stopped: they are still empty, or somebody else
+        has written to them, which nothing would show."""
+        if self.state is None or self.cursor is None or not self.cursor.taking:
+            return set()
+        cids = descriptor_cids(self.state, self.site.datastores)
+        return plan.added_and_open(self.cursor.taking, self._disks(), cids, self.cursor.fresh)
 
     def _disks(self) -> dict[str, Disk]:
         """Source disk id -> the replica's disk that carries it."""

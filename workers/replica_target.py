@@ -251,7 +251,8 @@ class ReplicaTarget(NewReplica):
         if self.cursor.content == current and self.cursor.run == self.live.run.id and self._owned() and not changes:
             return  # an earlier message of this run came this far
         added = tuple(c.disk for c in changes if c.kind == "add disk" and c.disk not in self.cursor.fresh)
-        taking = plan.taking(secrets.token_hex(4), self.state.config.disks)
+        anew = {disk.id for source, disk in self._disks().items() if source in self._anew()}
+        taking = plan.taking(secrets.token_hex(4), (d for d in self.state.config.disks if d.id not in anew))
         fresh = (*self.cursor.fresh, *added)
         self._write(self.cursor.model_copy(update={"content": "", "taking": taking, "fresh": fresh, "nonce": nonce()}))
         if self.live.recall("discard") is not None or self.live.recall("full") is not None:

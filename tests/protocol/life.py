@@ -20,6 +20,7 @@ from workers.extents import GRANULE
 from workers.models import Cursor
 from workers.replica import descriptor_cids
 from workers.vsphere import replica
+from workers.vsphere.building import disk_map
 
 #: between a look at the replica and what is done because of it: a boot by hand just there is for ESXi's own lock files
 #: to prevent (check_unowned), of which this world has none
@@ -104,11 +105,14 @@ class Life(RuleBasedStateMachine):
         self._something_new(writes)
         self.message(True, False, until, "dies")
 
-    @rule(until=st.sampled_from(NARROW), writes=changes, ends=st.sampled_from(["dies", "sleeps"]))
-    def a_new_run(self, until: str, writes: list[tuple[int, int, int]], ends: str) -> None:
+    @rule(until=st.sampled_from(NARROW), writes=changes, ends=st.sampled_from(["dies", "sleeps"]), back=st.booleans())
+    def a_new_run(self, until: str, writes: list[tuple[int, int, int]], ends: str, back: bool) -> None:
+        """To a point of its own; `back`: where the guest has taken its last changes back."""
         if self.realm.live_run() is not None:
             self.give_up()
-        self._something_new(writes)
+        if back:
+            self.realm.take_back()
+        self.back_up_of(writes[:1] if back else writes)
         self.message(True, False, until, ends)
 
     def _something_new(self, writes: list[tuple[int, int, int]]) -> None:
@@ -287,8 +291,16 @@ class Life(RuleBasedStateMachine):
         return f"{name} is committed as {point}, and differs from it in the granules {wrong}"
 
     def _judge_blocks(self, cursor: Cursor) -> None:
+        vm = self.realm.replica
+        assert vm is not None
+        state = self.realm.vcenter.vm_state(vm.identity.moref)
+        cids = descriptor_cids(state, self.realm.here.settings.sites["dr"].datastores)
+        #: made anew by whoever goes on
+        doubtful = plan.added_and_open(cursor.taking, disk_map(state), cids, cursor.fresh)
         states = [self.realm.held[point] for point in (cursor.base, *cursor.targets) if point is not None]
         for name, data in self.realm.content().items():
+            if name in doubtful:
+                continue
             allowed = [state[name] for state in states if name in state]
             if cursor.base is None or name not in self.realm.held[cursor.base]:
                 allowed.append(b"")  # it began as zeroes

@@ -171,6 +171,13 @@ class Realm:
         start = granule * GRANULE % len(disk)
         disk[start : start + GRANULE] = content(value)
 
+    def take_back(self) -> None:
+        """The disks hold again what they held at the last point but one, as far as they were there."""
+        ids = sorted(self.held)
+        for name, data in self.held[ids[-2]].items() if len(ids) > 1 else ():
+            if name in self.source:
+                self.source[name][: len(data)] = data
+
     def _disk(self, name: str) -> Disk:
         return Disk(
             id=name,

@@ -67,3 +67,24 @@ def test_a_planted_mistake_is_found(mistake: str, ground: Ground) -> None:
 def test_a_planted_mistake_is_found_in_more_lives(mistake: str, ground: Ground) -> None:
     with pytest.raises(AssertionError):
         live(ground, settings(found, max_examples=300, stateful_step_count=30), mistake)
+
+
+def test_a_disk_that_was_added_by_a_run_that_died_and_written_by_somebody_is_made_anew(ground: Ground) -> None:
+    """Its first content id is known to nobody, so that a boot in between left no sign: what the guest wrote stayed."""
+
+    class Here(Life):
+        pass
+
+    Here.ground = ground
+    life = Here()
+    life.begin()
+    life.a_sync()
+    life.realm.add_disk(3)
+    life.realm.write(1, 0, 3)
+    life.realm.backup()
+    life.message(True, False, "hardware.after", "dies")
+    life.boot([(1, 2)], False)
+    life.message(True, False, "own.before", "dies")
+    life.a_sync()
+    life.check()
+    life.teardown()
