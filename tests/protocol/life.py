@@ -353,5 +353,5 @@ class Life(RuleBasedStateMachine):
         assert known is not None and known.point == newest.id
         holder = f"{catalogue.realm}:{self.realm.pair.id}"
         pins = self.realm.store.pins(self.realm.vm.instance_uuid)
-        assert {point for point, holders in pins.items() if holder in holders} == {newest.id}
+        assert {point for point, holders in pins.items() if holder in holders} == {newest.id}, f"pinned are {pins}"
         assert self.realm.replica is not None and self.realm.replica.layer is not None, "it is not sealed"

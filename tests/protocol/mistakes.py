@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from workers import plan
-from workers.claims import Claims
 from workers.disks.file import Descriptor, FileLock
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, Slice
@@ -17,7 +16,6 @@ from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import HeldReplica
 from workers.replica_target import ReplicaTarget
-from workers.run import Live
 from workers.store import Store
 from workers.transfer import copy
 
@@ -67,19 +65,6 @@ def only_from_the_base(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "_extents", extents)
 
 
-def nobody_is_fenced(patch: pytest.MonkeyPatch) -> None:
-    """Who slept writes on, whatever happened meanwhile, and takes nobody's content ids for a sign."""
-    patch.setattr(Claims, "check_slice", lambda *_: None)
-    patch.setattr(Live, "check", lambda *_: None)
-    patch.setattr(ReplicaTarget, "_prove_unchanged", lambda self: self._reread())
-    patch.setattr(ReplicaTarget, "_still", lambda *_: None)
-
-
-def commits_too_early(patch: pytest.MonkeyPatch) -> None:
-    """It does not look whether others are still at their slices."""
-    patch.setattr(Claims, "all_finished", lambda _: True)
-
-
 def no_pins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "pin", lambda *_: None)
 
@@ -89,16 +74,6 @@ def touches_go_unseen(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ReplicaTarget, "_still", lambda *_: None)
 
 
-def grown_disks_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """A disk that was added in a run that died is taken for one that has always been there."""
-    real = HeldReplica._write
-
-    def write(self: HeldReplica, cursor: Cursor) -> None:
-        real(self, cursor.model_copy(update={"fresh": ()}))
-
-    patch.setattr(HeldReplica, "_write", write)
-
-
 MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     made.__name__: made
     for made in (
@@ -106,10 +81,7 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         cursor_written_late,
         targets_shrink,
         only_from_the_base,
-        nobody_is_fenced,
-        commits_too_early,
         no_pins,
         touches_go_unseen,
-        grown_disks_forgotten,
     )
 }

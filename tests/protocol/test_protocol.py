@@ -63,10 +63,11 @@ def test_a_planted_mistake_is_found(mistake: str, ground: Ground) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("mistake", [name for name in MISTAKES if name not in SOON])
 def test_a_planted_mistake_is_found_in_more_lives(mistake: str, ground: Ground) -> None:
     with pytest.raises(AssertionError):
-        live(ground, settings(found, max_examples=300, stateful_step_count=30), mistake)
+        live(ground, settings(found, max_examples=400, stateful_step_count=30), mistake)
 
 
 def test_a_disk_that_was_added_by_a_run_that_died_and_written_by_somebody_is_made_anew(ground: Ground) -> None:
