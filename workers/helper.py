@@ -40,8 +40,8 @@ class Helper(Live):
             log.info(reason, run=self.run.id, vm=self.run.vm)
 
     def renew(self, lease: float) -> bool:
-        self.here.catalogue.renew_slices(self.run.id, self.owner, lease)
-        return self.still_held()
+        """Also False when the run has ended: or the lock on a slice's range would hold the target's next run up."""
+        return self.here.catalogue.renew_slices(self.run.id, self.owner, lease) and self.still_held()
 
     def give_up_plan(self, part: Slice, **memory: str) -> None:
         self.here.catalogue.give_up_plan(part, self.owner, self.run.fence, **memory)
