@@ -187,6 +187,25 @@ def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.Monkey
     world.assert_replica_is(name, point)
 
 
+def test_a_part_that_failed_is_not_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again after the others: the round stands before it until it was compared."""
+    name = "passed"
+    grown(world, name)
+    first = min(range(2), key=lambda number: world.disks(name)[number].id)
+    rot(base(world, name, first), 0)
+    run, _ = verify.request_part(world.here, world.pair(name), "one", share=1, repair=False)
+    world.killed_at(run, "verify.locked")
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
+        assert verify.run(world.here, run.id).outcome == "verified", "the other disk, and then its time was up"
+    known = world.catalogue.scrubs()[run.target]
+    assert (known.covered, known.ended, known.whole_ended) == (0, None, None)
+    run, _ = verify.request_part(world.here, world.pair(name), "two", share=1, repair=False)
+    with pytest.raises(ValidationFailed):
+        verify.run(world.here, run.id)
+    assert world.catalogue.scrubs()[run.target].whole_ended is not None
+
+
 def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(
     make_world: Callable[..., World], capsys: pytest.CaptureFixture[str]
 ) -> None:
