@@ -27,12 +27,15 @@ def base(world: World, name: str, number: int = 0) -> Path:
 
 
 def rot(file: Path, offset: int) -> None:
-    """One bit, without anybody's knowledge."""
-    with open(file, "r+b") as disk:
-        disk.seek(offset)
-        (byte,) = disk.read(1)
-        disk.seek(offset)
-        disk.write(bytes([byte ^ 4]))
+    """One bit, without anybody's knowledge. Also in the simulator's leaf, which is a copy of all of its parent."""
+    leaves = list(file.parent.glob(file.name.replace("-flat.vmdk", "-[0-9]*-flat.vmdk")))
+    assert leaves, "sealed"
+    for each in (file, *leaves):
+        with open(each, "r+b") as disk:
+            disk.seek(offset)
+            (byte,) = disk.read(1)
+            disk.seek(offset)
+            disk.write(bytes([byte ^ 4]))
 
 
 def check(world: World, name: str, *, repair: bool = False) -> Run:
@@ -184,6 +187,23 @@ def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.Monkey
         messages += 1
         assert messages < 20
     assert report.outcome == "repaired" and messages > 2
+    world.assert_replica_is(name, point)
+
+
+def test_a_repair_that_takes_more_than_a_message_is_no_failure_of_the_datastore(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a message has mended is read back by it."""
+    name = "much"
+    point = grown(world, name)
+    for offset in (0, 3 * MIB):
+        rot(base(world, name), offset)
+    run, _ = verify.request(world.here, world.pair(name), repair=True)
+    world.killed_at(run, "cursor.applying")
+    monkeypatch.setattr("workers.transfer.BATCH", GRANULE)
+    monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
+    said = [verify.run(world.here, run.id).outcome for _ in range(3)]
+    assert said == ["continues", "continues", "repaired"]
     world.assert_replica_is(name, point)
 
 
