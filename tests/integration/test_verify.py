@@ -147,8 +147,8 @@ def test_what_is_no_rot_is_left_alone(world: World) -> None:
     world.target.wait(vm.PowerOnVM_Task())
     world.dr.control(guestWrite={"VM": world.pair(name).replica_name, "Disk": 0, "Offset": 4096, "Hex": "ab" * 4096})
     world.target.wait(vm.PowerOffVM_Task())
-    held = world.replica_bytes(name)
     rot(base(world, name), 0)
+    held = world.replica_bytes(name)
     for repair in (False, True):
         with pytest.raises(Touched, match="production may have run on it"):
             check(world, name, repair=repair)
@@ -324,3 +324,19 @@ def test_the_scrub_mends_where_the_policy_says_so(world: World) -> None:
     assert verify.run(world.here, run.id).outcome == "repaired"
     assert world.catalogue.run(run.id).written == 2 * GRANULE
     world.assert_replica_is(name, point)
+
+
+def test_hole_20_a_crash_after_the_cursor_makes_no_repair_mend_good_data(world: World) -> None:
+    """What a replica should hold is what its cursor names, whatever the catalogue had time to learn."""
+    name = "h20"
+    grown(world, name)
+    world.scribble(name, 3)
+    after = str(world.backup(name).point)
+    run = world.request_sync(name)
+    world.killed_at(run, "commit.after")
+    world.give_up(run.id)
+    known = world.catalogue.sync_point(world.pair(name).id)
+    assert known is not None and known.point != after
+    mended = check(world, name, repair=True)
+    assert (mended.state, mended.point, mended.written) == (RunState.SUCCEEDED, after, 0)
+    world.assert_replica_is(name, after)
