@@ -259,3 +259,12 @@ def test_masked(address: str, shown: str) -> None:
 def test_a_printable_line_is_left_alone() -> None:
     assert complaints.printable("größer: 'ok' [a]") == "größer: 'ok' [a]"
     assert complaints.printable("\x1b[31m\n") == "\\x1b[31m\\n"
+
+
+def test_a_lease_is_shorter_than_what_counts_as_a_wrong_clock(tmp_path: Path) -> None:
+    """Of a longer one the catalogue would think that a clock had been wrong, and give running slices to others."""
+    written(tmp_path, a=WHOLE + '[tuning]\nlease = "60m"\n')
+    assert settings.load(tmp_path).tuning.lease == "60m"
+    written(tmp_path, a=WHOLE + '[tuning]\nlease = "3h"\n')
+    (said,) = refused(tmp_path)
+    assert said.startswith("a.toml: tuning.lease = ") and "an hour at most" in said

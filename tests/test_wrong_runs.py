@@ -41,6 +41,9 @@ def here(tmp_path: Path) -> Here:
         (replicate.run, RunKind.BACKUP),
         (backup.run, RunKind.SYNC),
         (restore.run, RunKind.BACKUP),
+        (replicate.help_out, RunKind.BACKUP),
+        (backup.help_out, RunKind.SYNC),
+        (restore.help_out, RunKind.SYNC),
     ],
 )
 def test_a_run_is_only_worked_on_as_what_it_is(

@@ -89,7 +89,7 @@ def _backup(live: Live) -> RunReport:
 
 def help_out(here: Here, run_id: str) -> RunReport:
     """Work on free slices of a backup that another worker began."""
-    return helper.help_out(here, run_id, _help, run)
+    return helper.help_out(here, run_id, RunKind.BACKUP, _help, run)
 
 
 def _help(live: helper.Helper) -> None:

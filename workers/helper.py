@@ -9,8 +9,8 @@ import structlog
 from workers import faults
 from workers.catalogue import CONDEMNED, PLAN, STOP
 from workers.errors import Conflict, FencedOut, SliceFailed, SnapshotLost, Stopped, Transient, UnderstudyError
-from workers.models import RunReport, Slice
-from workers.run import Here, Live, NotYet, OutOfTime, execution, renewed, storage_in_words
+from workers.models import RunKind, RunReport, Slice
+from workers.run import Here, Live, NotYet, OutOfTime, execution, of_kind, renewed, storage_in_words
 
 log = structlog.get_logger()
 
@@ -40,8 +40,8 @@ class Helper(Live):
             log.info(reason, run=self.run.id, vm=self.run.vm)
 
     def renew(self, lease: float) -> bool:
-        self.here.catalogue.renew_slices(self.run.id, self.owner, lease)
-        return self.still_held()
+        """Also False when the run has ended: or the lock on a slice's range would hold the target's next run up."""
+        return self.here.catalogue.renew_slices(self.run.id, self.owner, lease) and self.still_held()
 
     def give_up_plan(self, part: Slice, **memory: str) -> None:
         self.here.catalogue.give_up_plan(part, self.owner, self.run.fence, **memory)
@@ -56,13 +56,14 @@ class Helper(Live):
 
 
 def help_out(
-    here: Here, run_id: str, work: Callable[[Helper], None], lead: Callable[[Here, str], RunReport]
+    here: Here, run_id: str, kind: RunKind, work: Callable[[Helper], None], lead: Callable[[Here, str], RunReport]
 ) -> RunReport:
     """Work on free slices of the run. Who finds that all are finished goes on with the run itself, by `lead`.
 
-    Nothing is raised that concerns a slice: it is in the ledger, for whoever has the run.
+    Nothing is raised that concerns a slice: it is in the ledger, for whoever has the run. A run of another kind (a
+    message by hand, with the wrong run) is an error, and changes nothing.
     """
-    run = here.catalogue.run(run_id)
+    run = of_kind(here, run_id, kind)
     helper = Helper(here, run, execution())
     if not run.live or not helper.planned:
         return RunReport(run=run_id, vm=run.vm, outcome="left", reason="there is nothing to help with")

@@ -49,10 +49,12 @@ class MendedReplica(VerifiedReplica):
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         ReplicaTarget.write(self, part, todo, source)
+        now = self.here.catalogue.slices(self.live.run.id)
+        mended = todo.clip(0, next(s.done for s in now if (s.disk, s.start) == (part.disk, part.start)))
         found = Findings()
         with closing(FileReader(self._path(self._disks()[part.disk]))) as held:
             held.forget_cached()
-            copy(source, found, todo, threads=self.live.threads, against=held)
+            copy(source, found, mended, threads=self.live.threads, against=held)
         if lost := list(found.ranges()):
             raise ValidationFailed(
                 f"the datastore does not keep what it is given: byte {lost[0][0]} of {self._label(part.disk)} of "

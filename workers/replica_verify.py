@@ -204,9 +204,12 @@ class VerifiedReplica(ReplicaTarget):
     # --- the round, and the end -----------------------------------------------------------------------------------
 
     def _move_on(self, disk: str, offset: int) -> None:
-        """The round has come to this place. What a person asked for is a round of its own, from the begin."""
+        """The round has come to this place, unless something before it failed and waits to be compared again.
+        What a person asked for is a round of its own, from the begin."""
         if self.live.recall(SHARE) is None:
             return
+        left = [(s.disk, s.done) for s in self.here.catalogue.slices(self.live.run.id) if not s.finished]
+        disk, offset = min([(disk, offset), *left])
         sizes = self._sizes()
         covered = sum(size for key, size in sizes.items() if key < disk) + offset
         self._record(covered, sum(sizes.values()))

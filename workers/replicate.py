@@ -48,7 +48,7 @@ def _replicate(live: Live) -> RunReport:
 
 def help_out(here: Here, run_id: str) -> RunReport:
     """Work on free slices of a sync that another worker began."""
-    return helper.help_out(here, run_id, _help, run)
+    return helper.help_out(here, run_id, RunKind.SYNC, _help, run)
 
 
 def _help(live: helper.Helper) -> None:

@@ -85,7 +85,7 @@ def _hold_point(live: Live, order: Order) -> None:
 
 def help_out(here: Here, run_id: str) -> RunReport:
     """Work on free slices of a restore that another worker began."""
-    return helper.help_out(here, run_id, _help, run)
+    return helper.help_out(here, run_id, RunKind.RESTORE, _help, run)
 
 
 def _help(live: helper.Helper) -> None:

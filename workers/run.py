@@ -191,8 +191,7 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
     """
     tuning = here.settings.tuning
     owner = execution()
-    if (meant := here.catalogue.run(run_id)).kind is not kind:
-        raise BadInput(f"the run {run_id} is a {meant.kind} of {meant.vm}, no {kind}; it was left as it is")
+    of_kind(here, run_id, kind)
     run = here.catalogue.claim(run_id, owner, seconds(tuning.lease))
     if run is None:
         now = here.catalogue.run(run_id)
@@ -250,6 +249,14 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
     if live.all_finished():
         return execute(here, run_id, kind, work)
     return live.report("shared", "other workers are at its last slices; the last of them goes on")
+
+
+def of_kind(here: Here, run_id: str, kind: RunKind) -> Run:
+    """The run. Raises `BadInput` when it is one of another kind."""
+    meant = here.catalogue.run(run_id)
+    if meant.kind is not kind:
+        raise BadInput(f"the run {run_id} is a {meant.kind} of {meant.vm}, no {kind}; it was left as it is")
+    return meant
 
 
 def condemned(memory: Mapping[str, str]) -> None:

@@ -160,10 +160,11 @@ class ReplicaUndone(ReplicaTarget):
         if self.live.planned and not self._begun():
             self.live.forget_slices()
             self._note("the checkpoints of this run are given up: the replica is not as they left it")
-        todo = undo_kept.saved(self.site.datastores, self.kept)
         self._begin()
         self._say_half_applied()
         with self._locked():
+            # Under the lock: a worker of the dead run that still held its range has saved and written by now.
+            todo = undo_kept.saved(self.site.datastores, self.kept)
             self._unseal()
             self._own(tuple(self._back()))
             moref = self.state.identity.moref

@@ -229,3 +229,24 @@ def test_allocated_is_a_superset_on_a_file_system_without_holes(tmp_path: Path) 
     reader = FileReader(disk)
     assert reader.allocated() == Extents.whole(4 * MIB)
     reader.close()
+
+
+def test_hole_26_what_a_killed_worker_has_started_holds_no_lock(tmp_path: Path) -> None:
+    """A helper process outlives the worker; the lock ends with the worker all the same."""
+    flat = Descriptor(make(tmp_path, "disk")).flat
+    worker = f"""
+import os, signal, subprocess
+from pathlib import Path
+from workers.disks.file import FileLock
+with FileLock(Path({str(flat)!r})).lock(0, 0, wait=0):
+    print(subprocess.Popen(["sleep", "100"], close_fds=False, stdout=subprocess.DEVNULL).pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", worker], stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -9
+    helper = int(killed.stdout)
+    try:
+        with FileLock(flat).lock(0, 0, wait=0):
+            os.kill(helper, 0)  # it lives
+    finally:
+        os.kill(helper, 9)

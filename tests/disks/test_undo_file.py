@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from tests.disks.test_file import make
 from workers import faults
 from workers.disks import undo_file
-from workers.disks.file import FileWriter
+from workers.disks.file import FileLock, FileWriter
 from workers.disks.saving import Saving
 from workers.disks.undo_file import UndoFile
 from workers.errors import NoSpace, NotFound, StoreDamaged
@@ -182,6 +183,32 @@ def test_threads_of_two_workers_append_to_one_file(tmp_path: Path) -> None:
         ]:
             done.result()
     assert disk.restored() == disk.before
+
+
+def test_a_record_that_is_being_written_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens the file reads without a lock: of a sector that another worker writes he may see a part."""
+    disk = Disk(tmp_path)
+    disk.write((0, 8192))
+    with open(disk.undo, "r+b", buffering=0) as file:
+        whole = os.pread(file.fileno(), 512, 4096)
+        os.pwrite(file.fileno(), bytes(400), 4096 + 100)
+        seen, real = threading.Event(), UndoFile._record
+
+        def record(self: UndoFile, sector: bytes, position: int) -> object:
+            found = real(self, sector, position)
+            seen.set()
+            return found
+
+        monkeypatch.setattr(UndoFile, "_record", record)
+        with ThreadPoolExecutor(1) as pool:
+            with FileLock(disk.undo).lock(0, 1, wait=0):
+                opened = pool.submit(UndoFile, disk.undo)
+                assert seen.wait(20)
+                os.pwrite(file.fileno(), whole, 4096)
+            with closing(opened.result(20)) as undo:
+                assert undo.covered.total == 8192
 
 
 def test_a_full_datastore_is_a_sentence_and_nothing_is_overwritten(tmp_path: Path) -> None:

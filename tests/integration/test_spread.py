@@ -14,6 +14,7 @@ from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping, s
 from tests.integration.test_resumed import at, boot_and_write
 from tests.integration.world import MIB, World, flat
 from workers import backup, reaper, replicate
+from workers.helper import Helper
 from workers.models import RunState
 
 #: of 8 MiB in slices of 512 KiB, four workers
@@ -202,6 +203,7 @@ def test_stop_reaches_a_helper_whose_lead_is_gone(world: World, monkeypatch: pyt
     assert replicate.help_out(world.here, run.id).outcome == "stopped"
     assert world.catalogue.run(run.id).state is RunState.STOPPED
     assert [part.finished for part in world.catalogue.slices(run.id)].count(True) == 2
+    assert not Helper(world.here, run, "another").renew(30), "who is in the middle of a slice ends there, too"
 
 
 def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_done(

@@ -89,11 +89,11 @@ def test_as_a_person_does_it(make_realm: Callable[..., Realm]) -> None:
     rot(base(world, "web-01"), 5 * MIB)
     failed = realm.command("verify", "web-01", "--wait", code=1).stderr
     assert f"bytes {5 * MIB} to {5 * MIB + 4096}" in failed and point in failed
-    (line,) = json.loads(realm.command("status", "--json").stdout)
+    (line,) = json.loads(realm.command("status", "--name", "web-01", "--json").stdout)
     assert line["state"] == "validation failed" and line["damages"][0]["start"] == 5 * MIB
     realm.command("verify", "web-01", "--repair", "--wait")
     world.assert_replica_is("web-01", point)
-    assert json.loads(realm.command("status", "--json").stdout)[0]["state"] == "in sync"
+    assert json.loads(realm.command("status", "--name", "web-01", "--json").stdout)[0]["state"] == "in sync"
     assert realm.ask("understudy.verify", vm="web-01", repair=False).get(**LOOK)[0]["kind"] == "verify"
 
     assert "succeeded" in realm.command("store", "verify", "main", "--deep", "--on-worker", "--wait").stdout

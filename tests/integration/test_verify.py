@@ -27,12 +27,15 @@ def base(world: World, name: str, number: int = 0) -> Path:
 
 
 def rot(file: Path, offset: int) -> None:
-    """One bit, without anybody's knowledge."""
-    with open(file, "r+b") as disk:
-        disk.seek(offset)
-        (byte,) = disk.read(1)
-        disk.seek(offset)
-        disk.write(bytes([byte ^ 4]))
+    """One bit, without anybody's knowledge. Also in the simulator's leaf, which is a copy of all of its parent."""
+    leaves = list(file.parent.glob(file.name.replace("-flat.vmdk", "-[0-9]*-flat.vmdk")))
+    assert leaves, "sealed"
+    for each in (file, *leaves):
+        with open(each, "r+b") as disk:
+            disk.seek(offset)
+            (byte,) = disk.read(1)
+            disk.seek(offset)
+            disk.write(bytes([byte ^ 4]))
 
 
 def check(world: World, name: str, *, repair: bool = False) -> Run:
@@ -144,8 +147,8 @@ def test_what_is_no_rot_is_left_alone(world: World) -> None:
     world.target.wait(vm.PowerOnVM_Task())
     world.dr.control(guestWrite={"VM": world.pair(name).replica_name, "Disk": 0, "Offset": 4096, "Hex": "ab" * 4096})
     world.target.wait(vm.PowerOffVM_Task())
-    held = world.replica_bytes(name)
     rot(base(world, name), 0)
+    held = world.replica_bytes(name)
     for repair in (False, True):
         with pytest.raises(Touched, match="production may have run on it"):
             check(world, name, repair=repair)
@@ -185,6 +188,42 @@ def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.Monkey
         assert messages < 20
     assert report.outcome == "repaired" and messages > 2
     world.assert_replica_is(name, point)
+
+
+def test_a_repair_that_takes_more_than_a_message_is_no_failure_of_the_datastore(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what a message has mended is read back by it."""
+    name = "much"
+    point = grown(world, name)
+    for offset in (0, 3 * MIB):
+        rot(base(world, name), offset)
+    run, _ = verify.request(world.here, world.pair(name), repair=True)
+    world.killed_at(run, "cursor.applying")
+    monkeypatch.setattr("workers.transfer.BATCH", GRANULE)
+    monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
+    said = [verify.run(world.here, run.id).outcome for _ in range(3)]
+    assert said == ["continues", "continues", "repaired"]
+    world.assert_replica_is(name, point)
+
+
+def test_a_part_that_failed_is_not_passed_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again after the others: the round stands before it until it was compared."""
+    name = "passed"
+    grown(world, name)
+    first = min(range(2), key=lambda number: world.disks(name)[number].id)
+    rot(base(world, name, first), 0)
+    run, _ = verify.request_part(world.here, world.pair(name), "one", share=1, repair=False)
+    world.killed_at(run, "verify.locked")
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
+        assert verify.run(world.here, run.id).outcome == "verified", "the other disk, and then its time was up"
+    known = world.catalogue.scrubs()[run.target]
+    assert (known.covered, known.ended, known.whole_ended) == (0, None, None)
+    run, _ = verify.request_part(world.here, world.pair(name), "two", share=1, repair=False)
+    with pytest.raises(ValidationFailed):
+        verify.run(world.here, run.id)
+    assert world.catalogue.scrubs()[run.target].whole_ended is not None
 
 
 def test_the_scrub_compares_a_part_a_day_and_a_sync_goes_first(
@@ -285,3 +324,19 @@ def test_the_scrub_mends_where_the_policy_says_so(world: World) -> None:
     assert verify.run(world.here, run.id).outcome == "repaired"
     assert world.catalogue.run(run.id).written == 2 * GRANULE
     world.assert_replica_is(name, point)
+
+
+def test_hole_20_a_crash_after_the_cursor_makes_no_repair_mend_good_data(world: World) -> None:
+    """What a replica should hold is what its cursor names, whatever the catalogue had time to learn."""
+    name = "h20"
+    grown(world, name)
+    world.scribble(name, 3)
+    after = str(world.backup(name).point)
+    run = world.request_sync(name)
+    world.killed_at(run, "commit.after")
+    world.give_up(run.id)
+    known = world.catalogue.sync_point(world.pair(name).id)
+    assert known is not None and known.point != after
+    mended = check(world, name, repair=True)
+    assert (mended.state, mended.point, mended.written) == (RunState.SUCCEEDED, after, 0)
+    world.assert_replica_is(name, after)

@@ -115,11 +115,13 @@ def claim_slice(
         return found.model_copy(update=mine)
 
 
-def renew_slices(db: Database, run_id: str, owner: str, lease_s: float) -> None:
-    """Keep what the owner works on for another `lease_s` seconds. `renew` does it for who has the run."""
+def renew_slices(db: Database, run_id: str, owner: str, lease_s: float) -> bool:
+    """Keep what the owner works on for another `lease_s` seconds. `renew` does it for who has the run. False when the
+    run has ended: then stop at once."""
     with db.write() as conn:
-        runs.get(conn, run_id, lock=True)
+        run = runs.get(conn, run_id, lock=True)
         leases.keep_slices(conn, run_id, owner, now(conn) + timedelta(seconds=lease_s))
+        return run.live
 
 
 def check_slice(db: Database, run_id: str, owner: str, fence: int, slice_: Slice) -> None:

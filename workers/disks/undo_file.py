@@ -150,6 +150,10 @@ class UndoFile:
                 position, lost = position + PAGE, True
                 continue
             record = self._record(sector, position)
+            if record is None and not lost:
+                with self._alone():  # another worker may have been at just this sector
+                    sector = os.pread(self._fd, SECTOR, position)
+                record = self._record(sector, position)
             if record is None:
                 if not lost:
                     raise self._damaged(position)

@@ -13,7 +13,7 @@ from workers.models import Model
 from workers.settings import secrets
 from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
-from workers.settings.values import Interval, Size, one_of
+from workers.settings.values import Interval, Size, one_of, seconds
 
 
 class Tuning(Model):
@@ -57,6 +57,14 @@ class Tuning(Model):
     vcenter_wait: Interval = "2m"
     #: part of the disk outside change tracking's answer that each incremental backup compares all the same
     sample: float = Field(default=0.001, ge=0, le=1)
+
+    @field_validator("lease")
+    @classmethod
+    def _not_for_hours(cls, text: str) -> str:
+        """A lease that ends more than two hours from now was written by a clock that is wrong, to the catalogue."""
+        if seconds(text) > 3600:
+            raise ValueError("an hour at most: as long nobody goes on with what a dead worker had")
+        return text
 
 
 class Mistakes(ValueError):
