@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 
 from tasks.app import adhoc_queue, app, data_queue, here
 from workers import dispatch
@@ -80,7 +80,7 @@ def _publish(messages: Sequence[tuple[str, Run]], countdown: float | None = None
         with app.producer_or_acquire() as producer, producer.batch(1000):
             for task, run in messages:
                 _send(task, run, producer, countdown)
-    except (OperationalError, OSError) as err:
+    except (KombuError, OSError, AttributeError) as err:  # kombu's channel may be without its connection just then
         raise BrokerUnreachable(
             f"Redis at {_address()} does not answer ({_short(err)}); {len(messages)} runs stay queued in the catalogue "
             "and go on by themselves when it is back"
