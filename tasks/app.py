@@ -6,11 +6,13 @@ the current directory names (workers/settings/).
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 from typing import Any
 
 from celery import Celery
-from celery.signals import task_prerun, worker_process_init
+from celery.signals import task_postrun, task_prerun, worker_process_init
 from kombu.entity import Queue
 
 import beat_schedule
@@ -158,3 +160,17 @@ def _up_to_date(**_: Any) -> None:
             for name in (adhoc_queue(site), data_queue(site)):  # of sites that were not there when this worker started
                 if name not in app.amqp.queues:
                     app.amqp.queues.add(Queue(name, routing_key=name))  # type: ignore[no-untyped-call]
+
+
+#: Redis failed while this process sent to it
+after_an_outage = threading.Event()
+
+
+@task_postrun.connect
+def _let_go(**_: Any) -> None:
+    """Kombu's errors keep the frames of their callers in cycles, and with them a store that is open for reading. An idle
+    worker collects none, and prune waits for every reader: tombstones stood for 180 s and more after an outage.
+    """
+    if after_an_outage.is_set():
+        after_an_outage.clear()
+        gc.collect()

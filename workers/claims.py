@@ -79,9 +79,9 @@ class Claims:
             return
         self._held.discard((part.disk, part.start))
         with suppress(UnderstudyError):  # the first error is the one to be told; the lease ends by itself
-            known = {(each.disk, each.start): each.attempts for each in self.here.catalogue.slices(self.run.id)}
-            tries = known.get((part.disk, part.start), 0)
-            pause = quarantine.pause(err.family, self.here.settings.tuning, max(1, tries))
+            known = {(each.disk, each.start): each.errors for each in self.here.catalogue.slices(self.run.id)}
+            errors = known.get((part.disk, part.start), 0) + 1
+            pause = quarantine.pause(err.family, self.here.settings.tuning, errors)
             self.here.catalogue.slice_failed(part, self.owner, str(err), pause)
 
     def let_go(self) -> None:

@@ -315,6 +315,7 @@ class Run(Model):
     state: RunState
     fence: int
     attempts: int
+    errors: int = 0  # the tries in a row that ended with one; a lost worker is an attempt, and no error
     #: what a resumed run must know, e.g. the snapshot's moref
     memory: dict[str, str] = Field(default_factory=dict)
     created: datetime
@@ -329,8 +330,7 @@ class Run(Model):
     stored: int = 0
     reasons: tuple[str, ...] = ()
     error: str | None = None
-    #: of its failure, see errors.py
-    family: str | None = None
+    family: str | None = None  # of its failure, see errors.py
 
     @property
     def live(self) -> bool:

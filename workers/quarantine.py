@@ -68,10 +68,11 @@ def tries(family: str, tuning: Tuning) -> int:
     return max(1, round(tuning.attempts * rule(family).tries))
 
 
-def pause(family: str, tuning: Tuning, attempt: int) -> float:
-    """Seconds until the next try, after try number `attempt`."""
+def pause(family: str, tuning: Tuning, errors: int) -> float:
+    """Seconds until the next try, after so many in a row that ended with one. Lost workers do not count: what a
+    killed one had goes on within a minute, also where a passing error meets it on the way."""
     first = seconds(tuning.retry_pause) * rule(family).pause
-    return float(min(first * 2 ** (attempt - 1), LONGEST_PAUSE))
+    return float(min(first * 2 ** (errors - 1), LONGEST_PAUSE))
 
 
 class Ended(Protocol):

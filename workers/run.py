@@ -233,10 +233,11 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
             live.note(str(err))
             return _put_off(live, err, seconds(tuning.lease), counted=False)
         except (Transient, Conflict) as err:
-            if run.attempts >= quarantine.tries(err.family, tuning):
-                _fail(live, err, f"{err} (tried {run.attempts} times)")
+            now = here.catalogue.run(run_id)  # a checkpoint that got further started the counts again
+            if now.attempts >= quarantine.tries(err.family, tuning):
+                _fail(live, err, f"{err} (tried {now.attempts} times)")
                 raise
-            return _put_off(live, err, quarantine.pause(err.family, tuning, run.attempts), counted=True)
+            return _put_off(live, err, quarantine.pause(err.family, tuning, now.errors + 1), counted=True)
         except UnderstudyError as err:
             _fail(live, err, str(err))
             raise

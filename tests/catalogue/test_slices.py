@@ -300,3 +300,26 @@ def test_progress_of_any_slice_is_progress_of_the_run(catalogue: Catalogue) -> N
     assert catalogue.run(run.id).attempts == 2
     catalogue.checkpoint(run.id, run.fence, far(taken(catalogue, run, "helper"), 5), owner="helper")
     assert catalogue.run(run.id).attempts == 1
+
+
+def test_errors_are_those_that_a_try_ended_with_and_progress_ends_them(catalogue: Catalogue) -> None:
+    """A lost worker is an attempt and no failure: the pause after an error grows with the errors alone."""
+    run = planned(catalogue, 1)
+    for _ in range(2):
+        part = taken(catalogue, run, "lost", 0)
+        wait_for(
+            lambda: catalogue.now() > (catalogue.slices(run.id)[0].lease_until or catalogue.now()), "a lease's end"
+        )
+    assert (part.attempts, part.errors) == (2, 0)
+    catalogue.slice_failed(taken(catalogue, run, "a"), "lost", "said too late", 0)
+    assert catalogue.slices(run.id)[0].errors == 0
+    catalogue.slice_failed(part, "a", "the mount hangs", 0)
+    again: SliceState = wait_for(lambda: take(catalogue, run, "a", tries=9), "another try")
+    assert (again.attempts, again.errors) == (4, 1)
+    catalogue.yield_run(run.id, "lead", error="the mount hangs")
+    assert (failed := catalogue.claim(run.id, "lead", LONG)) is not None and failed.errors == 1
+    catalogue.checkpoint(run.id, run.fence, far(again, 5), owner="a")
+    assert (catalogue.slices(run.id)[0].errors, catalogue.run(run.id).errors) == (0, 0)
+    catalogue.yield_run(run.id, "lead", error="the mount hangs")
+    assert catalogue.claim(run.id, "lead", LONG) and catalogue.yield_run(run.id, "lead")
+    assert catalogue.run(run.id).errors == 0

@@ -72,7 +72,7 @@ class Guest:
         with self.lock:
             number = self.rng.randrange(len(self.disks))
             disk = list(self.disks)[number]
-            length = self.rng.choice([512, 4096, 4096, 65536])
+            length = self.rng.choice([512, 4096, 65536, 131072])
             offset = self.rng.randrange(0, (len(self.disks[disk]) - length) // 512) * 512
             data = self.rng.randbytes(length)
             begun = datetime.now(UTC)

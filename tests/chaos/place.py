@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy.orm  # noqa: F401  # loaded at first use otherwise, by several threads at once, which breaks it
 
@@ -17,7 +17,7 @@ from tests import services
 from tests.chaos.moments import SIZES, Guest
 from tests.integration.realm import PATIENCE, QUICK, Realm, Worker, realm
 from tests.integration.world import MIB, Vcenter, World
-from workers.models import RunState
+from workers.models import Run, RunState
 
 #: Whoever loses its worker goes on within seconds. A run may be killed at many steps, one after the other.
 TUNING = {
@@ -29,6 +29,8 @@ TUNING = {
     "inventory_every": "1h",
     "quarantine_after": 1000,
     "vcenter_wait": "30s",
+    # slices of 125 kB: what a guest writes between two backups, some 800 kB, makes several and is worth a helper or two
+    "slice_size": "1MB",
 }
 STEADY = ("steady-0", "steady-1", "template-0")
 CHURN = ("churn-0", "churn-1")
@@ -51,6 +53,14 @@ GROUPS = (
     "keep = { last = 50 }",
     "scrub = 0",
 )
+
+
+class Held(NamedTuple):
+    """A run that somebody has, or a slice of it: (disk, start)."""
+
+    run: Run
+    owner: str
+    slice: tuple[str, int] | None = None
 
 
 class Place:
@@ -173,10 +183,19 @@ class Place:
 
     # --- what is going on ---------------------------------------------------------------------------------------
 
+    def held(self) -> list[Held]:
+        """What is being worked on just now; also what the dead had, until somebody else has it."""
+        found = []
+        for run in self.world.catalogue.live_runs():
+            if run.state is RunState.RUNNING and run.owner:
+                found.append(Held(run, run.owner))
+            parts = [part for part in self.world.catalogue.slices(run.id) if not part.finished]
+            found += [Held(run, part.owner, (part.disk, part.start)) for part in parts if part.owner]
+        return found
+
     def owners(self) -> set[int]:
-        """The processes that hold a run just now."""
-        live = self.world.catalogue.live_runs()
-        return {pid_of(run.owner) for run in live if run.state is RunState.RUNNING and run.owner}
+        """The processes that hold a run or a slice just now."""
+        return {pid_of(held.owner) for held in self.held()}
 
 
 def pid_of(owner: str) -> int:
@@ -215,4 +234,4 @@ def place(folder: Path, *, each: int, postgres: bool = False, **tuning: str) -> 
         yield found
 
 
-__all__ = ["CHURN", "PATIENCE", "RESTORED", "STEADY", "Place", "pid_of", "place"]
+__all__ = ["CHURN", "PATIENCE", "RESTORED", "STEADY", "Held", "Place", "pid_of", "place"]

@@ -54,7 +54,7 @@ def _lines(campaigns: dict[str, Campaign], seed: int, seconds: float, verdict: s
         f"| of them never started (lost with Redis or a worker) | {sum(1 for uuid in sent if not started[uuid])} |",
         f"| of them started more than once (doubled) | {sum(1 for count in started.values() if count > 1)} |",
         f"| runs lost | {none} of {sum(ended.values())} |",
-        f"| runs whose worker was killed, and which went on | {len(recoveries)} |",
+        f"| runs and slices whose worker was killed, and which went on | {len(recoveries)} |",
         f"| longest time until it went on | {_longest(recoveries)} |",
         f"| median of it | {_median(recoveries)} |",
         f"| sync points in the ledger, each once | {sum(len(j.ledger) for j in judges)} |",

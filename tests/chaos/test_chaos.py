@@ -19,10 +19,12 @@ SHORT = (
     "store.linked",
     "cursor.applying",
     "own.renewed",
+    "slice.claimed",
     "slice.written",
     "checkpoint.after",
     "commit.after",
     "seal.before",
+    "helper.done",
 )
 
 

@@ -37,14 +37,15 @@ class Watch:
         self.met: Counter[str] = Counter()
         #: what -> kills at a random moment
         self.kills: Counter[str] = Counter()
-        #: seconds from the death of a run's worker until another one had it, or it had ended
+        #: seconds from the death of who had a run or a slice until another one had it, or it had ended
         self.recoveries: list[tuple[float, str]] = []
         #: replica -> what its cursor said, each change once
         self.cursors: dict[str, list[Seen]] = {}
         #: run messages by Celery's id: how often they were sent and started
         self.sent: Counter[str] = Counter()
         self.started: Counter[str] = Counter()
-        self._waiting: dict[tuple[str, str], tuple[float, str]] = {}
+        #: (run, owner, slice) -> since when, after what
+        self._waiting: dict[tuple[str, str, tuple[str, int] | None], tuple[float, str]] = {}
         self._done = threading.Event()
         self.trouble: BaseException | None = None
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._look, self._listen)]
@@ -61,12 +62,12 @@ class Watch:
     # --- deaths -------------------------------------------------------------------------------------------------
 
     def died(self, pids: list[int], how: str) -> None:
-        """Whose run they had is waited for."""
+        """The runs and slices that they had are waited for."""
         now = time.monotonic()
         with suppress(UnderstudyError):
-            for run in self.place.world.catalogue.live_runs():
-                if run.owner and pid_of(run.owner) in pids:
-                    self._waiting.setdefault((run.id, run.owner), (now, how))
+            for held in self.place.held():
+                if pid_of(held.owner) in pids:
+                    self._waiting.setdefault((held.run.id, held.owner, held.slice), (now, how))
 
     def _look(self) -> None:
         turn = 0
@@ -92,11 +93,19 @@ class Watch:
             file.unlink()
 
     def _gone_on(self) -> None:
-        for (run_id, owner), (since, how) in list(self._waiting.items()):
+        for waiting, (since, how) in list(self._waiting.items()):
+            run_id, owner, place = waiting
             run = self.place.world.catalogue.run(run_id)
-            if not run.live or run.owner not in (owner, None):
-                self.recoveries.append((time.monotonic() - since, f"{run.kind} of {run.vm} after a kill ({how})"))
-                del self._waiting[run_id, owner]
+            if run.live and (run.owner if place is None else self._owner_of(run_id, place)) in (owner, None):
+                continue
+            what = run.kind if place is None else f"a slice of a {run.kind}"
+            self.recoveries.append((time.monotonic() - since, f"{what} of {run.vm} after a kill ({how})"))
+            del self._waiting[waiting]
+
+    def _owner_of(self, run_id: str, place: tuple[str, int]) -> str | None:
+        """Of a slice; "done" when there is nothing left to do of it, or its plan was given up."""
+        parts = {(part.disk, part.start): part for part in self.place.world.catalogue.slices(run_id)}
+        return "done" if place not in parts or parts[place].finished else parts[place].owner
 
     # --- cursors ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from tests.integration.crew import PATIENCE, Crew, after, killed, overlapping, s
 from tests.integration.test_resumed import at, boot_and_write
 from tests.integration.world import MIB, World, flat
 from workers import backup, reaper, replicate
+from workers.disks.file import FileLock
 from workers.helper import Helper
 from workers.models import RunState
 
@@ -230,6 +231,24 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
     assert ended.state is RunState.FAILED and "from byte 0" in (ended.error or ""), ended
     assert "Input/output error" in (ended.error or "")
     assert [part.finished for part in world.catalogue.slices(run.id)].count(False) == 1
+
+
+def test_killed_workers_make_no_later_error_wait_longer(world: World) -> None:
+    """What they had goes on within a minute: the pause after an error grows with errors, not with deaths before it."""
+    point = full_vm(world, "patient", SLICE // 4)
+    run = world.request_sync("patient")
+    for _ in range(3):
+        world.killed_at(run, "slice.locked")
+    (disk,) = world.replica_disks("patient").values()
+    with FileLock(flat(world.dr, disk.file)).lock(0, 1, wait=0):
+        report = replicate.run(world.here, run.id)
+    assert report.outcome == "waiting" and "locked" in report.reason and "again in 2 s" in report.reason, report
+    (part,) = world.catalogue.slices(run.id)
+    assert part.attempts == 4 and part.lease_until is not None
+    assert (part.lease_until - world.catalogue.now()).total_seconds() <= 2
+    world.expire_lease(run)
+    assert replicate.run(world.here, run.id).outcome == "succeeded"
+    world.assert_replica_is("patient", point)
 
 
 def test_the_reaper_asks_for_as_many_as_are_missing(world: World) -> None:

@@ -91,6 +91,7 @@ def yield_run(
             not_before=not_before,
             error=error,
             attempts=run.attempts if error else 0,
+            errors=run.errors + 1 if error else 0,
             sent=now(conn),
         )
         return True

@@ -167,6 +167,7 @@ runs = sa.Table(
     _text("state"),
     sa.Column("fence", Number, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("errors", sa.Integer, nullable=False, server_default=sa.text("0")),
     _json("memory"),
     _time("created"),
     _time("sent"),  # when a message for this run was last put into a queue
@@ -207,6 +208,7 @@ slices = sa.Table(
     _maybe("owner"),
     _time("lease_until", nullable=True),
     sa.Column("attempts", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("errors", sa.Integer, nullable=False, server_default=sa.text("0")),
     _time("began", nullable=True),
     _time("ended", nullable=True),
     _maybe("error"),

@@ -39,6 +39,8 @@ class SliceState(Slice):
     lease_until: datetime | None = None
     #: claims without any progress
     attempts: int = 0
+    #: those of them in a row that ended with one, and not with a lost worker
+    errors: int = 0
     began: datetime | None = None
     ended: datetime | None = None
     #: the last failure; it may have gone well since
@@ -152,9 +154,9 @@ def checkpoint(db: Database, run_id: str, fence: int, slice_: Slice, *, owner: s
             )
         values: dict[str, Any] = slice_.model_dump(include=set(_PROGRESS))
         if slice_.done > row.done:
-            values |= {"attempts": 0, "error": None}
-            if run.attempts > 1:
-                conn.execute(sa.update(schema.runs).where(R.id == run_id).values(attempts=1))
+            values |= {"attempts": 0, "errors": 0, "error": None}
+            if run.attempts > 1 or run.errors:
+                conn.execute(sa.update(schema.runs).where(R.id == run_id).values(attempts=1, errors=0))
         if slice_.finished and row.ended is None:
             values |= {"lease_until": None, "ended": now(conn)}
         conn.execute(sa.update(schema.slices).where(_here(slice_)).values(**values))
@@ -177,7 +179,7 @@ def slice_failed(db: Database, slice_: Slice, owner: str, error: str, pause_s: f
         moment = now(conn)
         mine = _here(slice_) & (S.owner == owner) & UNFINISHED
         until = moment + timedelta(seconds=pause_s)
-        values = {"owner": None, "lease_until": until, "ended": moment, "error": error}
+        values = {"owner": None, "lease_until": until, "ended": moment, "error": error, "errors": S.errors + 1}
         conn.execute(sa.update(schema.slices).where(mine).values(**values))
 
 
