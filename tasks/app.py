@@ -168,8 +168,8 @@ after_an_outage = threading.Event()
 
 @task_postrun.connect
 def _let_go(**_: Any) -> None:
-    """Kombu's errors keep the frames of their callers in cycles, and with them a store that is open for reading. An idle
-    worker collects none, and prune waits for every reader: tombstones stood for 180 s and more after an outage.
+    """Kombu's errors keep the frames of their callers in cycles, and with them a store that is open for reading. An
+    idle worker collects none, and prune waits for every reader: tombstones stood for 180 s and more after an outage.
     """
     if after_an_outage.is_set():
         after_an_outage.clear()
