@@ -293,7 +293,7 @@ class Life:
             wanted = self.rng.choice(new)
             likely = {step: float(step == wanted) for step in self.steps}
         named = self.hunting or self.rng.random() < 0.8
-        doomed = (lambda step: dice.random() < likely[step]) if named else None
+        doomed = (lambda step: dice.random() < likely.get(step, 0.0)) if named else None
         child = Forked(job, Path(self.world.folder, "child.log"), doomed=doomed)
         code = child.wait(120 if named else self.rng.random() * 0.6)
         child.kill()

@@ -20,8 +20,9 @@ from workers.settings import seconds
 
 @pytest.fixture(scope="module")
 def realm(make_realm: Callable[..., Realm]) -> Realm:
-    """Slices of 1 s, tasks of 13 s at most."""
-    made = make_realm(group=ASKED_ONLY, tuning={"slice_time": "1s", "vcenter_wait": "3s", "threads": 1})
+    """Slices of 1 s, tasks of 13 s at most; one worker at a run, so that its messages follow one another."""
+    tuning = {"slice_time": "1s", "vcenter_wait": "3s", "threads": 1, "spread": 1}
+    made = make_realm(group=ASKED_ONLY, tuning=tuning)
     # What the test itself does, it does in one go.
     patient = made.world.settings.tuning.model_copy(update={"slice_time": "4m", "vcenter_wait": "2m"})
     made.world.here = Here(made.world.settings.model_copy(update={"tuning": patient}), made.world.catalogue)
