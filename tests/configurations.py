@@ -22,16 +22,16 @@ FULL: dict[str, Any] = {
     "sites": {
         "prod": {
             "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
-            "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"},
+            "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
-    "stores": {"main": {"path": "store", "compact_below": 0.4, "compact_rate": "50MB"}},
+    "stores": {"main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"}},
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
             "networks": {"*": "N"}, "prefix": "p-", "suffix": "-s", "provisioning": "thin", "keep_macs": False,
-            "datastores": {"*": "ds1"},
+            "datastores": {"*": "ds1"}, "undo": "always",
         },
     },
     "groups": {

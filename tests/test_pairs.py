@@ -310,7 +310,7 @@ def test_five_thousand_pairs_are_told_in_a_fixed_number_of_queries(here: Here) -
     began = time.process_time()
     lines = overview(here)
     spent = time.process_time() - began
-    assert len(lines) == count and len(asked) <= 30
+    assert len(lines) == count and len(asked) <= 34
     assert sum(line.state is State.QUARANTINED for line in lines) == count // 5
     assert spent < 60, "hundreds of times slower than it has to be"
 

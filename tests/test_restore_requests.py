@@ -34,7 +34,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (("restore", "web-1", "--to", "x", "--plan"), "no restore point of web-1 yet"),
         (("rollback", "web-1"), "has no replica here"),
         (("rollback", "web-1", "--to-sync-point"), "has no replica here"),
-        (("rollback", "web-1", "--to-sync-point", "--to", "newest"), "goes with neither --to nor --plan"),
+        (("rollback", "web-1", "--to-sync-point", "--to", "newest"), "goes with none of --to, --plan and --full"),
         (("rollback", "web-1", "--target", "moon"), "has no replica to the recovery target moon"),
     ],
 )
