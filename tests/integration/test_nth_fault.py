@@ -126,6 +126,8 @@ class Backup(Flow):
 
 
 FLOWS = [FirstSync, Increment, Backup]
+#: an increment comes by nearly all that a first sync does
+QUICK = [pytest.param(FirstSync, marks=pytest.mark.slow), Increment, Backup]
 
 
 def play(world: World, flow: Flow, inject: Inject, *, stride: int) -> None:
@@ -190,7 +192,7 @@ def carry_out(here: Here, run: Run) -> None:
         invariants.assert_sentence(str(err))
 
 
-@pytest.mark.parametrize("kind", FLOWS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
 def test_a_call_to_vcenter_fails(make_flow: Callable[[type[Flow]], Flow], kind: type[Flow]) -> None:
     flow = make_flow(kind)
     play(flow.world, flow, at_vcenter, stride=STRIDE)
@@ -221,7 +223,7 @@ def at_device(world: World, run: Run, number: int, tries: int) -> str:
     return child.hit
 
 
-@pytest.mark.parametrize("kind", FLOWS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
 def test_a_call_to_a_device_fails(make_flow: Callable[[type[Flow]], Flow], kind: type[Flow]) -> None:
     flow = make_flow(kind)
     play(flow.world, flow, at_device, stride=STRIDE + 3)
@@ -305,7 +307,7 @@ def at_catalogue(world: World, run: Run, number: int, tries: int) -> str:
     return "".join(met)
 
 
-@pytest.mark.parametrize("kind", FLOWS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
 def test_a_transaction_fails(make_flow: Callable[[type[Flow]], Flow], kind: type[Flow]) -> None:
     flow = make_flow(kind)
     play(flow.world, flow, at_catalogue, stride=5)
