@@ -13,6 +13,12 @@ from workers.errors import Touched, UnderstudyError
 from workers.models import RunState
 
 
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """With leases that nobody renews meanwhile: a process that is stopped in a renewal would keep SQLite's lock."""
+    return make_world(tuning={"lease": "1m"})
+
+
 def test_hole_1_second_crash(world: World) -> None:
     """A->B dies after writing x; A->C dies before x; A->D must still cover x, though x is equal in A and C and D."""
     world.make_vm("h1", 16 * MIB)
