@@ -62,6 +62,8 @@ lock:  ## choose the versions in requirements.lock anew (needs uv)
 		--no-header --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:  ## stop the lab and remove everything that can be made again
-	@if [ -e "$(LAB)" ]; then deploy/setup.sh && $(PY) -m tasks.cli lab down --erase --dir "$(LAB)"; fi
+	@for lab in "$(LAB)" .lab-demo; do \
+	  if [ -e "$$lab" ]; then deploy/setup.sh && $(PY) -m tasks.cli lab down --erase --dir "$$lab" || exit 1; fi; \
+	done
 	rm -rf --one-file-system .build .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -86,10 +86,13 @@ def run(folder: Path = Path(".lab-demo")) -> int:
         lifecycle.down(folder, erase=True)
         _play(folder, say, console)
     except LabError as err:
+        lifecycle.down(folder)  # what it left says why
         console.print(f"[red]The demo failed:[/red] {err}")
         return 1
-    finally:
+    except BaseException:
         lifecycle.down(folder, erase=True)
+        raise
+    lifecycle.down(folder, erase=True)
     say("The lab is stopped and removed. `make lab-up` starts one that stays.")
     return 0
 
@@ -213,7 +216,10 @@ def _wait(look: Callable[[], T | None], what: str, seconds: float = 180) -> T:
         if found is not None:
             return found
         time.sleep(0.3)
-    raise LabError(f"{what} did not come within {seconds:.0f} s; see the logs in the lab's folder")
+    raise LabError(
+        f"{what} did not come within {seconds:.0f} s; see the logs and the catalogue in .lab-demo, which the next demo "
+        "removes"
+    )
 
 
 def _synced(lab: Lab, name: str) -> SyncPoint | None:
