@@ -302,8 +302,8 @@ class Life(RuleBasedStateMachine):
             if name in doubtful:
                 continue
             allowed = [state[name] for state in states if name in state]
-            if cursor.base is None or name not in self.realm.held[cursor.base]:
-                allowed.append(b"")  # it began as zeroes
+            if cursor.base is None or name not in self.realm.held[cursor.base] or name in cursor.fresh:
+                allowed.append(b"")  # it began as zeroes, or was made anew because a disk can not shrink
             for start in range(0, len(data), GRANULE):
                 block = data[start : start + GRANULE]
                 assert any(block == old[start : start + GRANULE].ljust(GRANULE, b"\0") for old in allowed), (

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.protocol.life import Life
+from tests.protocol.hard_life import HardLife
 from tests.protocol.mistakes import MISTAKES
 from tests.protocol.realm import Ground
+from workers import undo_kept
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ SOON = ("cursor_written_late", "no_pins")
 
 
 def live(ground: Ground, how: settings, mistake: str | None = None) -> None:
-    class Here(Life):
+    class Here(HardLife):
         def plant(self) -> None:
             if mistake is not None:
                 MISTAKES[mistake](self.patch)
@@ -73,7 +74,7 @@ def test_a_planted_mistake_is_found_in_more_lives(mistake: str, ground: Ground) 
 def test_a_disk_that_was_added_by_a_run_that_died_and_written_by_somebody_is_made_anew(ground: Ground) -> None:
     """Its first content id is known to nobody, so that a boot in between left no sign: what the guest wrote stayed."""
 
-    class Here(Life):
+    class Here(HardLife):
         pass
 
     Here.ground = ground
@@ -87,5 +88,34 @@ def test_a_disk_that_was_added_by_a_run_that_died_and_written_by_somebody_is_mad
     life.boot([(1, 2)], False)
     life.message(True, False, "own.before", "dies")
     life.a_sync()
+    life.check()
+    life.teardown()
+
+
+@pytest.mark.parametrize("sleeps", ["seal.after", "undo.clearing", "undo.cleared"])
+def test_who_slept_after_its_commit_takes_nothing_from_a_newer_run(sleeps: str, ground: Ground) -> None:
+    """It has still to remove what was kept and the pins of older points: by now a newer run may need just these."""
+
+    class Here(HardLife):
+        pass
+
+    Here.ground = ground
+    life = Here()
+    life.begin()
+    life.a_sync()
+    life.back_up_of([(0, 1, 2)])
+    life.message(True, False, sleeps, "sleeps")
+    sleeper = life.realm.executions[-1]
+    life.give_up()
+    life.back_up_of([(0, 2, 3)])
+    life.message(True, False, "cursor.applying", "sleeps")
+    newer = life.realm.executions[-1]
+    cursor = life.realm.cursor()
+    assert cursor is not None and len(cursor.targets) == 1
+    sleeper.finish()
+    holders = life.realm.store.pins(life.realm.vm.instance_uuid)
+    assert set(holders) >= {cursor.base, *cursor.targets}
+    assert undo_kept.lost({"ds1": life.realm.folder / "ds1"}, life.realm.vcenter.vm_state("vm-1"), cursor.undo) is None
+    newer.finish()
     life.check()
     life.teardown()
