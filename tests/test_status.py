@@ -15,7 +15,7 @@ from workers.catalogue import Catalogue, Ended, Hold, HoldKind, PointSummary
 from workers.errors import NotFound
 from workers.models import Pair, Run, RunKind, RunState, SyncPoint, Trigger, VmIdentity, VmSummary
 from workers.run import Here
-from workers.state import State, status
+from workers.state import Failover, State, status
 from workers.status import overview
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -161,6 +161,49 @@ def test_what_people_said_and_what_failed_too_often(
     found = status(a_pair(), a_point(2), a_sync(2), live, last, NOW, held=held, tuning=settings.Tuning())
     assert found.state is state
     assert re.search(words, found.sentence) if words else found.sentence == ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "live", "last", "state"),
+    [
+        pytest.param(["paused"], None, failed("no space"), State.REVERT_FAILED, id="after it had paused the pair"),
+        pytest.param([], None, failed("no space"), State.REVERT_FAILED, id="before that"),
+        pytest.param(["paused"], None, DONE, State.PAUSED, id="it went well"),
+        pytest.param(["paused"], WORKING, failed("no space"), State.IN_PROGRESS, id="once more"),
+        pytest.param(["disabled", "paused"], None, failed("no space"), State.DISABLED, id="switched off since"),
+        pytest.param([], None, failed("touched"), State.TOUCHED, id="touched"),
+        pytest.param([], None, in_a_row(3, "no space"), State.QUARANTINED, id="too often"),
+    ],
+)
+def test_a_rollback_that_failed_is_not_hidden_by_its_pause(
+    kinds: list[str], live: Run | None, last: Ended, state: State
+) -> None:
+    held = {kind: a_hold(HoldKind(kind)) for kind in kinds}
+    given = {"held": held, "tuning": settings.Tuning()}
+    found = status(a_pair(), a_point(2), a_sync(2), live, last, NOW, back=True, **given)
+    assert found.state is state
+    assert state is not State.REVERT_FAILED or (found.sentence == "it broke" and found.problem)
+    assert status(a_pair(), a_point(2), a_sync(2), live, last, NOW, **given).state is not State.REVERT_FAILED
+
+
+@pytest.mark.parametrize("word", list(Failover))
+@pytest.mark.parametrize(
+    ("last", "damage", "state"),
+    [
+        (DONE, "", State.IN_SYNC),
+        (failed("touched"), "", State.TOUCHED),
+        (failed("no space"), "", State.FAILED),
+        (DONE, "a part differs", State.VALIDATION_FAILED),
+    ],
+)
+def test_where_a_pair_stands_between_its_sides_is_a_word_of_its_own(
+    word: Failover, last: Ended, damage: str, state: State
+) -> None:
+    """It takes nothing from what is known of the data, and is said first."""
+    found = status(a_pair(failover=str(word)), a_point(2), a_sync(2), None, last, NOW, damage=damage)
+    assert (found.state, found.failover) == (state, word)
+    assert found.sentence.startswith(str(word)) == (word is not Failover.NONE)
+    assert found.problem == (state is not State.IN_SYNC or word.endswith(("failed", "partial")))
 
 
 @pytest.mark.parametrize(

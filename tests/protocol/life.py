@@ -196,6 +196,7 @@ class Life(RuleBasedStateMachine):
     def boot(self, writes: list[tuple[int, int]], reverts: bool) -> None:
         vm = self.realm.replica
         assert vm is not None
+        self.realm.unsynced.settle()
         if reverts and vm.layer is not None:
             self.realm.vcenter.revert(vm.identity.moref)
             self.touched = None

@@ -36,6 +36,10 @@ class Unsynced:
         patch.setattr(FileWriter, "write", noted)
         patch.setattr(FileWriter, "flush", synced)
 
+    def settle(self) -> None:
+        """What somebody else has seen of the disks is on stable storage."""
+        self._old.clear()
+
     def lose(self, every: int) -> None:
         """Of each disk that still is there every such granule that was not synced is as it was."""
         for path, old in self._old.items():

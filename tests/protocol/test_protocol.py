@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -69,6 +69,74 @@ def test_a_planted_mistake_is_found(mistake: str, ground: Ground) -> None:
 def test_a_planted_mistake_is_found_in_more_lives(mistake: str, ground: Ground) -> None:
     with pytest.raises(AssertionError):
         live(ground, settings(found, max_examples=400, stateful_step_count=30), mistake)
+
+
+def _sleeps_through_a_newer_run(life: HardLife) -> None:
+    life.a_sleeper([(0, 0, 2)], "slice.claimed", [(0, 0, 3)], False, "checkpoint.after", 1)
+
+
+def _is_last_but_for_a_helper(life: HardLife) -> None:
+    life.a_lost_helper([(0, 0, 3), (0, 4, 3)], "slices.planned", "slice.claimed", False)
+
+
+def _loses_power_after_a_checkpoint(life: HardLife) -> None:
+    life.back_up_of([(0, 0, 3), (0, 4, 3)])
+    life.message(True, False, "checkpoint.after", "dies")
+    life.the_host_goes_down(1)
+    life.a_sync()
+
+
+def _grows(life: HardLife) -> None:
+    life.a_growth(0, 1, 3, "", "goes on")
+
+
+def _dies_when_it_has_grown(life: HardLife) -> None:
+    life.a_growth(0, 1, 3, "own.renewed", "dies")
+    life.a_sync()
+
+
+def _dies_on_its_way_back_before_a_growth(life: HardLife) -> None:
+    life.a_growth(0, 1, 3, "", "goes on")
+    life.a_way_back(1, "own.after", "dies")
+    life.give_up()
+    life.a_sync()
+
+
+#: the shortest life that shows it: random ones need up to some hundred
+SHOWN: dict[str, Callable[[HardLife], None]] = {
+    "nobody_is_fenced": _sleeps_through_a_newer_run,
+    "commits_too_early": _is_last_but_for_a_helper,
+    "checkpoints_what_is_not_synced": _loses_power_after_a_checkpoint,
+    "grown_disks_forgotten": _grows,
+    "grown_by_the_dead_forgotten": _dies_when_it_has_grown,
+    "added_by_the_dead_forgotten": _dies_on_its_way_back_before_a_growth,
+}
+
+
+@pytest.mark.parametrize("mistake", SHOWN)
+def test_a_planted_mistake_is_found_where_it_does_harm(mistake: str, ground: Ground) -> None:
+    """And without it that very life goes well."""
+
+    def lived(planted: str | None) -> None:
+        class Here(HardLife):
+            def plant(self) -> None:
+                if planted is not None:
+                    MISTAKES[planted](self.patch)
+
+        Here.ground = ground
+        life = Here()
+        try:
+            life.begin()
+            life.a_sync()
+            SHOWN[mistake](life)
+            life.check()
+        finally:
+            life.realm.close()
+            life.patch.undo()
+
+    lived(None)
+    with pytest.raises(AssertionError, match="is committed as"):
+        lived(mistake)
 
 
 def test_a_disk_that_was_added_by_a_run_that_died_and_written_by_somebody_is_made_anew(ground: Ground) -> None:
