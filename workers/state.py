@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 class Failover(StrEnum):
-    """Where a pair stands between its two sides, as its row in the catalogue says. The words beside those of `State`."""
+    """Where a pair stands between its two sides, as its row in the catalogue says: a word beside that of `State`."""
 
     NONE = "none"
     FAILOVER_RUNNING = "failover running"
