@@ -40,7 +40,7 @@ def test_hole_10_who_sleeps_through_a_power_on_neither_writes_nor_starts_the_vm(
     world: World, tmp_path: Path, step: str
 ) -> None:
     name = f"power-{step.replace('.', '-')}"
-    crew, run, point = asleep(world, tmp_path, name, step)
+    crew, run, _ = asleep(world, tmp_path, name, step)
     assert restore.run(world.here, run.id).outcome == "succeeded"
     again = f"{name}-again"
     assert world.state(again).power == "poweredOn"
