@@ -37,8 +37,8 @@ from workers.vsphere.session import connect
 MIB = 1 << 20
 VMS: dict[str, tuple[int, ...]] = {"web-01": (192 * MIB,), "db-01": (256 * MIB, 128 * MIB), "files-01": (160 * MIB,)}
 
-#: Seconds where an operator would write hours. Servers are replicated after each backup, files on a schedule. A VM joins
-#: when it is switched on: while its disks are formatted from outside, no backup's snapshot may come in between.
+#: Seconds where an operator would write hours. Servers are replicated after each backup, files on a schedule. A VM
+#: joins when it is switched on: while its disks are formatted from outside, no backup's snapshot may come in between.
 POLICY = """
 [groups.servers]
 source = "prod"
