@@ -60,7 +60,7 @@ def _asked(
     for name in truths:
         if not isinstance(given.get(name, False), bool):  # "false" is true to Python
             raise BadInput(f"{name} is true or false, not {given[name]!r}; nothing was done")
-    which = "backups" if given.get("backups") else "replicas" if says else "both"
+    which: holding.Which = "backups" if given.get("backups") else "replicas" if says else "both"
     meant = holding.subjects(
         here(), _list(vm), groups=_list(given.get("group")), targets=_list(given.get("target")), which=which
     )

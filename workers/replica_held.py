@@ -93,11 +93,11 @@ class HeldReplica(Replica):
         assert self.state is not None
         self.live.check()  # who slept here would take away what a newer run keeps by now
         half = self.here.catalogue.half_applied().get(self.pair.id)
-        ours = {"realm": self.here.catalogue.realm, "pair": self.pair.id}
-        for sentence in undo_kept.clear(self.site.datastores, self.state, **ours):
+        realm, pair = self.here.catalogue.realm, self.pair.id
+        for sentence in undo_kept.clear(self.site.datastores, self.state, realm=realm, pair=pair):
             self._note(sentence)
         if half is not None and half.undo:  # of the replica before this one, where that was deleted half-applied
-            for sentence in undo_kept.clear_gone(self.site.datastores, half.undo, **ours):
+            for sentence in undo_kept.clear_gone(self.site.datastores, half.undo, realm=realm, pair=pair):
                 self._note(sentence)
         self.here.catalogue.applied(self.pair.id)
         faults.at("undo.cleared")

@@ -205,9 +205,10 @@ class Life(RuleBasedStateMachine):
             vm.identity.moref, [(disk, granule * GRANULE, b"somebody".ljust(GRANULE, b"!")) for disk, granule in writes]
         )
         self.ever_touched = True
-        cursor = self.realm.cursor()
+        cursor, run = self.realm.cursor(), self.realm.live_run()
         assert cursor is not None
-        if cursor.content and not cursor.compare:
+        given_up = run is not None and "discard" in run.memory  # until that run has taken the replica over
+        if cursor.content and not cursor.compare and not given_up:
             self.touched = self.realm.vcenter.frozen(vm.identity.moref)
 
     @precondition(lambda self: self.ever_touched and self.realm.live_run() is None)
