@@ -15,7 +15,7 @@ from workers.catalogue import Catalogue, Ended, Hold, HoldKind, PointSummary
 from workers.errors import NotFound
 from workers.models import Pair, Run, RunKind, RunState, SyncPoint, Trigger, VmIdentity, VmSummary
 from workers.run import Here
-from workers.state import Failover, State, status
+from workers.state import State, status
 from workers.status import overview
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -184,26 +184,6 @@ def test_a_rollback_that_failed_is_not_hidden_by_its_pause(
     assert found.state is state
     assert state is not State.REVERT_FAILED or (found.sentence == "it broke" and found.problem)
     assert status(a_pair(), a_point(2), a_sync(2), live, last, NOW, **given).state is not State.REVERT_FAILED
-
-
-@pytest.mark.parametrize("word", list(Failover))
-@pytest.mark.parametrize(
-    ("last", "damage", "state"),
-    [
-        (DONE, "", State.IN_SYNC),
-        (failed("touched"), "", State.TOUCHED),
-        (failed("no space"), "", State.FAILED),
-        (DONE, "a part differs", State.VALIDATION_FAILED),
-    ],
-)
-def test_where_a_pair_stands_between_its_sides_is_a_word_of_its_own(
-    word: Failover, last: Ended, damage: str, state: State
-) -> None:
-    """It takes nothing from what is known of the data, and is said first."""
-    found = status(a_pair(failover=str(word)), a_point(2), a_sync(2), None, last, NOW, damage=damage)
-    assert (found.state, found.failover) == (state, word)
-    assert found.sentence.startswith(str(word)) == (word is not Failover.NONE)
-    assert found.problem == (state is not State.IN_SYNC or word.endswith(("failed", "partial")))
 
 
 @pytest.mark.parametrize(
