@@ -62,6 +62,7 @@ def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = N
         target = ReplicaUndone(live, pair)
         if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
             return target.conclude()
+        target.tidy()
         reason = f"the replica holds {cursor.base}, and nothing half-applied; nothing was done"
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
@@ -147,6 +148,12 @@ class ReplicaUndone(ReplicaTarget):
             self.kept = kept
             files = {part.source: part.undo for part in kept.disks}
         self.old = OldContent(files, live, pair)
+
+    def tidy(self) -> None:
+        """Nothing is half-applied: what a sync kept that ended before its cursor said so goes."""
+        with self._locked():
+            self._reread()
+            self._over()
 
     def _goals(self, goal: str | None, back_to: str | None) -> tuple[list[RestorePoint], RestorePoint | None]:
         return [], None

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import threading
+import weakref
 from pathlib import Path
 
 from workers import faults
@@ -30,6 +31,9 @@ from workers.store.write import StoreWriter
 from workers.store.writers import Writers
 
 _FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction", "suspects")
+
+#: what this process is registered as reading, in any of its stores
+_readings: weakref.WeakSet[Reading] = weakref.WeakSet()
 
 
 class Store:
@@ -122,8 +126,10 @@ class Store:
 
     def _enter(self) -> None:
         with self._lock:
-            if self._reading is None:
+            if self._reading is None or self._reading.ended:
                 self._reading = self._readers.enter()
+                if self._reading is not None:
+                    _readings.add(self._reading)
 
     def close(self) -> None:
         """Nothing that was handed out is read any more. Reading on afterwards is fine: it counts from then."""
@@ -131,6 +137,15 @@ class Store:
             if self._reading is not None:
                 self._reading.close()
                 self._reading = None
+
+    @staticmethod
+    def close_all() -> None:
+        """As `close`, for all that any store handed out in this process: at the end of a task. An error that somebody
+        keeps holds the frames of its callers, and these their stores: after an outage of PostgreSQL, or of Redis, an
+        idle worker was a reader for 180 s and more, for which every prune waited.
+        """
+        for reading in list(_readings):
+            reading.close()
 
     def _own(self) -> str | None:
         return self._reading.path.name if self._reading is not None else None
