@@ -23,7 +23,7 @@ def chosen(here: Here, names: Sequence[str] | None) -> list[str]:
 
 
 def opened(here: Here, name: str) -> Store:
-    return Store.open(here.settings.store(name).path)
+    return Store.at(here.settings.store(name))
 
 
 def below(here: Here, name: str) -> float:

@@ -21,7 +21,7 @@ from workers.store import Store
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
     return lived(tmp_path_factory.mktemp("lived") / "store", points=4, keep=2)
 
 
