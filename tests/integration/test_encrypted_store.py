@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.world import MIB, World
 from workers import backup, dispatch, replicate, restore_points, store_keys
+from workers.errors import WrongKey
 from workers.models import RunState, Trigger
 from workers.run import Here
 from workers.settings import Group, StoreSettings
@@ -33,8 +34,10 @@ def test_backed_up_replicated_and_the_key_exchanged_between(world: World, caplog
     stale, here = here, realm(world, new)
     assert store_keys.finish(here.settings, "sealed").ended == (keyring.key_id(bytes.fromhex(old.read_text())),)
     world.scribble("sealed", 2)
-    refused = backup.run(stale, requested(stale))
-    assert refused.outcome == "failed" and "does not open it" in refused.reason
+    refused = requested(stale)
+    with pytest.raises(WrongKey, match="does not open it"):
+        backup.run(stale, refused)
+    assert world.catalogue.run(refused).family == "wrong key"
     world.assert_replica_is("sealed", first)
     second = backed_up(world, here)
     world.assert_replica_is("sealed", second)

@@ -57,6 +57,8 @@ class Site(Model):
 class StoreSettings(Model):
     """Where backups are kept."""
 
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["key_file", "key_env"]}})
+
     #: a folder on a file system with fsync and hard links (local disks, NFS)
     path: Path
     #: encrypts it: the file that holds its key (`understudy store key new` writes one); none = it is not encrypted
