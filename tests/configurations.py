@@ -55,7 +55,7 @@ FULL: dict[str, Any] = {
             },
         },
         "rest": {
-            "source": "prod", "store": "main", "grace": "10d",
+            "source": "prod", "store": "other", "grace": "10d",
             "members": {
                 "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
                 "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],

@@ -100,7 +100,7 @@ def test_a_realm_with_an_encrypted_store(here: Path, capsys: Captured) -> None:
         (main, plain) = json.loads(capsys.readouterr().out)
         assert "does not open it" in main["trouble"] and plain["trouble"] is None
         assert run("store", "key", "list") == 0
-        assert "the one that is configured" in capsys.readouterr().out
+        assert "the key that is configured here" in capsys.readouterr().out
     assert_content(Store.open(conf.stores["main"].path, bytes.fromhex((here / "key").read_text())), point, disk)
 
 

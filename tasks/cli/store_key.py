@@ -45,16 +45,7 @@ def key_list(stores: Stores = None, json: Json = False) -> None:
     from workers import store_keys
 
     found = [store_keys.report(here().settings, name) for name in tables.chosen(here(), stores)]
-    if json:
-        show.as_json(found)
-        return
-    for each in found:
-        if not each.keys:
-            show.say(f"{each.store}: not encrypted")
-            continue
-        mine = [f"{key} (configured here)" if key == each.configured else key for key in each.keys]
-        wrong = "" if each.configured in each.keys else f"; the one that is configured, {each.configured}, does not"
-        show.say(f"{each.store}: opened by {', '.join(mine)}{wrong}")
+    show.answer(found, tables.opened_by, in_json=json)
 
 
 @key.command("rotate")
