@@ -15,7 +15,7 @@ import pytest
 from tests.store.crashing import Died, Machine
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, noise
 from tests.store.living import compacted, scribble
-from workers.errors import StoreDamaged, StoreTooNew, WrongKey
+from workers.errors import BadInput, NotFound, StoreDamaged, StoreTooNew, WrongKey
 from workers.extents import GRANULE
 from workers.models import RestorePoint
 from workers.store import Store, crypt, index, keyring, layout
@@ -263,6 +263,16 @@ def opens(path: Path, key: bytes) -> bool:
     except WrongKey:
         return False
     return True
+
+
+def test_where_nothing_can_be_written_that_is_said(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="there is no store at"):
+        keyring.add(tmp_path, KEY, OTHER)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "store" / "key.lock").mkdir(parents=True)
+    shutil.copy(made.path / "store.json", tmp_path / "store")
+    with pytest.raises(BadInput, match="by the workers' user"):
+        keyring.add(tmp_path / "store", KEY, OTHER)
 
 
 def test_two_who_add_keys_at_once_lose_none(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from workers.errors import NotFound, WrongKey
+from workers.errors import BadInput, NotFound, WrongKey
 from workers.store import crypt, files, layout
 from workers.store.crypt import PLAIN, Keys
 
@@ -159,6 +159,17 @@ def _checked(store: Path, data_key: bytes, *by: bytes) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _alone(store: Path) -> Iterator[None]:
     """Two who exchange keys at once do it one after the other: else a key of one would be lost."""
-    with open(store / "key.lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    read(store)  # or a lock would be left where no store is
+    try:
+        fd = os.open(store / "key.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as err:
+        raise BadInput(
+            f"the keys of the store {store} cannot be exchanged from here ({err.strerror}): it must be done where the "
+            f"store can be written to, by the workers' user"
+        ) from err
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with files.room(store):
+            yield
+    finally:
+        os.close(fd)
