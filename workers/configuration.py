@@ -141,6 +141,8 @@ def _secrets(settings: Settings) -> Iterator[tuple[Key, Path | None, str | None]
     yield ("catalogue",), settings.catalogue_file, settings.catalogue_env
     for name, site in settings.sites.items():
         yield ("sites", name, "password"), site.password_file, site.password_env
+    for name, store in settings.stores.items():
+        yield ("stores", name, "key"), store.key_file, store.key_env
     if settings.flower is not None:
         yield ("flower", "password"), settings.flower.password_file, settings.flower.password_env
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import threading
@@ -15,8 +14,10 @@ from workers import faults
 from workers.errors import BadInput, NotFound
 from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
-from workers.store import diff, files, layout
+from workers.settings import StoreSettings
+from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
+from workers.store.crypt import PLAIN, Keys
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -43,12 +44,12 @@ class Store:
     has handed out name is not deleted before that, however they are retired or compacted meanwhile.
     """
 
-    def __init__(self, path: Path, store_id: str) -> None:
+    def __init__(self, path: Path, store_id: str, keys: Keys = PLAIN) -> None:
         self.path = path
         self.id = store_id
-        self._maps = Maps(path / "maps")
-        self._packs = PackCache(path / "packs")
-        self._points = Points(path / "points")
+        self._maps = Maps(path / "maps", keys)
+        self._packs = PackCache(path / "packs", keys)
+        self._points = Points(path / "points", keys)
         self._pins = Pins(path / "pins", self._points)
         self._writers = Writers(path / "writers")
         self._readers = Readers(path / "readers")
@@ -75,36 +76,33 @@ class Store:
         )
 
     @classmethod
-    def create(cls, path: Path) -> Store:
-        """A new store, or the one that is there. `BadInput` when there is something else."""
+    def create(cls, path: Path, key: bytes | None = None) -> Store:
+        """A new store, encrypted when there is a `key`, or the one that is there. `BadInput` when there is something
+        else."""
         path = path.absolute()
         with files.room(path):
             # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (path / "store.json").exists():
-                _create(path)
-        return cls.open(path)
+                _create(path, key)
+        return cls.open(path, key)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Raises `NotFound`, `StoreDamaged`, `StoreTooNew`."""
+    def at(cls, place: StoreSettings) -> Store:
+        """The store that is configured so, with its key."""
+        return cls.open(place.path, place.key())
+
+    @classmethod
+    def open(cls, path: Path, key: bytes | None = None) -> Store:
+        """`key` is the wrapping key of an encrypted store. Raises `NotFound`, `WrongKey`, `StoreDamaged`,
+        `StoreTooNew`."""
         path = path.absolute()
-        file = path / "store.json"
-        try:
-            data = json.loads(file.read_bytes())
-            version, store_id = data["format"], data["id"]
-            if data.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
-                raise ValueError("its digest does not match")
-        except (FileNotFoundError, NotADirectoryError) as err:
-            raise NotFound(
-                f"there is no store at {path}: check the path and that it is mounted, or make one with "
-                f"`understudy init`"
-            ) from err
-        except (ValueError, KeyError, TypeError) as err:
-            raise layout.damaged(file, "it does not say which store this is") from err
-        if not isinstance(version, int) or version > layout.FORMAT:
-            raise layout.too_new(file, version)
-        return cls(path, str(store_id))
+        found = keyring.read(path)
+        return cls(path, found.id, keyring.keys(path, found, key))
+
+    @property
+    def encrypted(self) -> bool:
+        return self._packs.keys.sealing
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -256,7 +254,7 @@ class Store:
         return figures(self.path, self._points, self._maps, self._packs, below=below, by_vm=by_vm)
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, key: bytes | None) -> None:
     strangers = [entry for entry in os.listdir(path) if entry not in _FOLDERS and not entry.startswith(".store.json.")]
     used = [
         name for name in _FOLDERS if name not in strangers and (path / name).exists() and any((path / name).iterdir())
@@ -271,16 +269,10 @@ def _create(path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     store_id = secrets.token_hex(16)
     fresh = path / f".store.json.{secrets.token_hex(8)}"
-    files.write_new(
-        fresh, files.to_json({"format": layout.FORMAT, "id": store_id, "check": _check(store_id), "created": now})
-    )
+    files.write_new(fresh, keyring.fresh(store_id, key, created=now))
     # Two may create at once: the second finds the first one's store.
     with contextlib.suppress(FileExistsError):
         os.link(fresh, path / "store.json")
     files.remove(fresh)
     files.sync_folder(path)
     files.sync_folder(path.parent)
-
-
-def _check(store_id: object) -> str:
-    return layout.digest(str(store_id).encode())[:8].hex()
