@@ -133,6 +133,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
             "tasks.restore",
             "tasks.pairs",
             "tasks.verify",
+            "tasks.copy",
             "tasks.dispatch",
             "tasks.maintenance",
         ],

@@ -19,6 +19,7 @@ WORK = {
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
     RunKind.VERIFY: "understudy.verify.run",
+    RunKind.COPY: "understudy.copy.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
 }
@@ -28,6 +29,7 @@ HELP = {
     RunKind.BACKUP: "understudy.backup.slice",
     RunKind.SYNC: "understudy.sync.slice",
     RunKind.RESTORE: "understudy.restore.slice",
+    RunKind.COPY: "understudy.copy.slice",
 }
 
 

@@ -26,7 +26,10 @@ FULL: dict[str, Any] = {
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
-    "stores": {"main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"}},
+    "stores": {
+        "main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"},
+        "far": {"path": "far"},
+    },
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
@@ -41,6 +44,7 @@ FULL: dict[str, Any] = {
             "keep": {
                 "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
             },
+            "copy": {"to": "far", "after_backup": True, "schedule": {"every": "1d"}, "keep": {"daily": 30}},
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {

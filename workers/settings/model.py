@@ -180,6 +180,11 @@ class Settings(Model):
             yield from _known(("groups", name, "store"), group.store, self.stores)
             for aim in group.targets:
                 yield from _known(("groups", name, "target"), aim, self.targets)
+            if group.copying is not None:
+                to = ("groups", name, "copy", "to")
+                yield from _known(to, group.copying.to, self.stores)
+                if group.copying.to == group.store:
+                    yield to, f"{'.'.join(to)} = {group.store!r} is the group's own store: a copy goes to another one"
             for vm, override in group.overrides.items():
                 for aim in override.targets:
                     key = ("groups", name, "overrides", vm, "targets")

@@ -180,14 +180,7 @@ class DiskReader:
         first, last = blobs[numbers[0]][1], blobs[numbers[-1]][1]
         start = int(pack.offsets[first])
         length = int(pack.offsets[last] + pack.stored[last]) - start
-        try:
-            data = memoryview(files.read_all(pack.fd, length, start))
-        except OSError as err:
-            if err.errno != errno.EIO:
-                raise
-            raise layout.damaged(
-                pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}"
-            ) from err
+        data = memoryview(fetch(pack, start, length))
         for number in numbers:
             slot = blobs[number][1]
             offset = int(pack.offsets[slot]) - start
@@ -195,6 +188,16 @@ class DiskReader:
             if pack.flags[slot] & PACKED:
                 self._scraps.put((pack.id, slot), content)
             yield number, content
+
+
+def fetch(pack: Pack, start: int, length: int) -> bytes:
+    """Bytes of a pack as they lie there. What its device cannot read counts as damage."""
+    try:
+        return files.read_all(pack.fd, length, start)
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        raise layout.damaged(pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}") from err
 
 
 def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:

@@ -8,7 +8,9 @@ import json
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workers import faults
 from workers.errors import BadInput, NotFound
@@ -16,6 +18,7 @@ from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
 from workers.store import diff, files, layout
 from workers.store.compact import Compactor, CompactReport
+from workers.store.intake import Intake
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -154,18 +157,25 @@ class Store:
     def writer(self, run: str) -> StoreWriter:
         """Registers the run first; from then on prune spares what it may refer to."""
         with files.room(self.path):
-            note = self._writers.register(run)
-            faults.at("store.registered")
-            return StoreWriter(
-                self.path,
-                run,
-                maps=self._maps,
-                packs=self._packs,
-                points=self._points,
-                writers=self._writers,
-                avoid=self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
-                note=note,
-            )
+            return StoreWriter(self.path, run, **self._for_writer(run))
+
+    def intake(self, run: str, source: Store, carried: Callable[[int], None]) -> Intake:
+        """A writer that takes over what points of `source` hold. `carried` is told of bytes before they are fetched."""
+        with files.room(self.path):
+            given = self._for_writer(run)
+            return Intake(self.path, run, maps_there=source._maps, packs_there=source._packs, carried=carried, **given)
+
+    def _for_writer(self, run: str) -> dict[str, Any]:
+        note = self._writers.register(run)
+        faults.at("store.registered")
+        return {
+            "maps": self._maps,
+            "packs": self._packs,
+            "points": self._points,
+            "writers": self._writers,
+            "avoid": self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
+            "note": note,
+        }
 
     def abandon(self, run: str) -> None:
         """The run will never commit: what it wrote is given up, and a stopped process of it can publish nothing."""
