@@ -120,6 +120,17 @@ def check_ends(settings: Settings, source: str, to: str) -> None:
         )
 
 
+def keeper(settings: Settings, store: str) -> str | None:
+    """The site whose workers prune and check a store: that of a group that fills it, with backups or with copies."""
+    for group in settings.groups.values():
+        if group.store == store:
+            return group.source
+    for group in settings.groups.values():
+        if group.copying is not None and group.copying.to == store:
+            return where(settings, group.store, store)[0]
+    return None
+
+
 def where(settings: Settings, source: str, to: str) -> tuple[str, str]:
     """The site whose workers copy, which must have both stores mounted; and why that one, in words."""
     for store in (to, source):

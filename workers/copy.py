@@ -73,7 +73,7 @@ def request_due(here: Here, member: Member, trigger: Trigger, slot: str) -> tupl
 
 
 def after_backup(here: Here, uuid: str, store: str, slot: str, may: Callable[[str], bool]) -> list[Run]:
-    """The copies that a finished backup sets off at once; a tick would find them too. `may`: whether nobody holds it."""
+    """The copies that a finished backup sets off; a tick would find them too. `may`: whether nobody holds it."""
     fresh: dict[str, Run] = {}
     for member in members_of(here, uuid):
         group = member.group

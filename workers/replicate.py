@@ -5,7 +5,7 @@ from __future__ import annotations
 from workers import helper
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
-from workers.replica_held import BACK_TO, ROLLED_BACK, stay_there
+from workers.replica_held import BACK_TO, ROLLED_BACK, SOURCE, stay_there
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.stored_point import StoredPoint
@@ -42,7 +42,7 @@ def _replicate(live: Live) -> RunReport:
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:
-        live.remember(point=target.goal.id)
+        live.remember(point=target.goal.id, **{SOURCE: target.source})
     return sync(StoredPoint(target.store, target.goal), target, live)
 
 

@@ -180,6 +180,8 @@ class Settings(Model):
             yield from _known(("groups", name, "store"), group.store, self.stores)
             for aim in group.targets:
                 yield from _known(("groups", name, "target"), aim, self.targets)
+            for source in group.sources:
+                yield from _known(("groups", name, "sources"), source, self.stores)
             if group.copying is not None:
                 to = ("groups", name, "copy", "to")
                 yield from _known(to, group.copying.to, self.stores)

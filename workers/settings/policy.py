@@ -144,6 +144,8 @@ class Group(Model):
     grace: Interval | None = None
     #: where their restore points go
     store: str
+    #: stores that replicas are brought up from, the preferred one first; without it, `store`
+    sources: tuple[str, ...] = ()
     #: recovery target, or several; without one the VMs are backed up only
     target: str | tuple[str, ...] | None = None
     #: have VMware Tools bring the guest to rest; a guest that cannot be gives a crash-consistent point and a note
