@@ -10,8 +10,9 @@ import structlog
 from workers import copies, faults, helper, prune
 from workers.backup import target_of
 from workers.copies import CopyPlan, Decision, DiskToCopy, base_of, check_ends, decide
-from workers.errors import ConfigError, Conflict, FencedOut, Refused, UnderstudyError
+from workers.errors import ConfigError, Conflict, Refused, UnderstudyError
 from workers.extents import Extents
+from workers.links import toll
 from workers.members import Member, members_of
 from workers.models import PointDisk, RestorePoint, Run, RunKind, RunReport, RunState, Slice, Trigger
 from workers.point import Reader
@@ -142,7 +143,7 @@ def _copy(live: Live) -> RunReport:
         live.note(decision.reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", decision.reason))
     _hold(live, ends, decision)
-    with ends.here.intake(live.run.id, ends.there, Carrier(live)) as intake:
+    with ends.here.intake(live.run.id, ends.there, toll(live, ends.source, ends.to)) as intake:
         target = CopiedChain(live, ends, intake, decision)
         try:
             return sync(StoredPoint(ends.there, decision.point), target, live)
@@ -157,7 +158,7 @@ def _help(live: helper.Helper) -> None:
     if decision.point is None or live.recall(SITUATION) != _situation(decision):
         raise helper.NotAsLeft
     try:
-        with ends.here.intake(live.run.id, ends.there, Carrier(live)) as intake:
+        with ends.here.intake(live.run.id, ends.there, toll(live, ends.source, ends.to)) as intake:
             target = CopiedChain(live, ends, intake, decision)
             bring_over(StoredPoint(ends.there, decision.point), target, live, target.take())
     finally:
@@ -183,17 +184,6 @@ def _hold(live: Live, ends: _Ends, decision: Decision) -> None:
 
 def _situation(decision: Decision) -> str:
     return f"{decision.point.id if decision.point else ''} on {decision.base[1].id if decision.base else 'nothing'}"
-
-
-class Carrier:
-    """Told of bytes before they are fetched: they wait for their turn, and for nobody who may not write any more."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-
-    def __call__(self, count: int) -> None:
-        if self._live.lost:
-            raise FencedOut(f"the lease of run {self._live.run.id} ran out on this worker; it fetches nothing more")
 
 
 class CopiedChain:

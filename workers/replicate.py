@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workers import helper
+from workers.links import toll
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
 from workers.replica_held import BACK_TO, ROLLED_BACK, SOURCE, stay_there
@@ -43,7 +44,7 @@ def _replicate(live: Live) -> RunReport:
         return target.conclude()
     if target.goal is not None:
         live.remember(point=target.goal.id, **{SOURCE: target.source})
-    return sync(StoredPoint(target.store, target.goal), target, live)
+    return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
 
 def help_out(here: Here, run_id: str) -> RunReport:
@@ -58,7 +59,7 @@ def _help(live: helper.Helper) -> None:
     todo = target.join()
     if todo is None:
         raise helper.NotAsLeft
-    bring_over(StoredPoint(target.store, target.goal), target, live, todo)
+    bring_over(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live, todo)
 
 
 def _kept_back(live: Live, paused: str) -> bool:

@@ -12,6 +12,7 @@ from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
+from workers.links import toll
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
 from workers.point import Reader
 from workers.replica_held import nonce
@@ -250,7 +251,9 @@ class RestoreTarget(HeldVm):
 
     def reader(self, disk: str) -> Reader:
         """The disk as the point has it; beyond its end, where the VM's disk is larger by now, zeroes."""
-        return Longer(self.store.reader(self.point, disk), self._disks()[disk].capacity)
+        return Longer(
+            self.store.reader(self.point, disk, toll(self.live, self.order.store)), self._disks()[disk].capacity
+        )
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""

@@ -16,6 +16,7 @@ from workers.disks.saving import ReadWriter
 from workers.disks.undo_file import UndoFile
 from workers.errors import ConfigError, NotFound, Refused, StoreDamaged, UnderstudyError
 from workers.extents import Extents
+from workers.links import toll
 from workers.members import last_groups_of
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, RunReport, RunState, Slice, VmConfig
 from workers.plan import Decision
@@ -78,7 +79,7 @@ def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = N
     if live.recall(_WAY) == "store":
         live.remember(**{BACK_TO: cursor.base})
         by_store = ReplicaTarget(live, pair)
-        return sync(StoredPoint(by_store.store, by_store.goal), by_store, live)
+        return sync(StoredPoint(by_store.store, by_store.goal, toll(live, by_store.source)), by_store, live)
     target = ReplicaUndone(live, pair)
     return sync(target.old, target, live)
 

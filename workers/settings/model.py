@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from workers.errors import ConfigError
 from workers.models import Model
 from workers.settings import secrets
-from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
+from workers.settings.places import Flower, Link, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
 from workers.settings.values import Interval, Size, one_of, seconds
 
@@ -102,6 +102,8 @@ class Settings(Model):
     sites: dict[str, Site]
     #: where restore points are kept, by name
     stores: dict[str, StoreSettings]
+    #: ways between sites that are not to be filled, by name
+    links: dict[str, Link] = Field(default_factory=dict)
     #: recovery targets, where replicas go, by name
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     #: VMs with one policy, by the group's name
@@ -193,7 +195,12 @@ class Settings(Model):
                     yield from _known(key, aim, dict.fromkeys(group.targets))
         for name, target in self.targets.items():
             yield from _known(("targets", name, "site"), target.site, self.sites)
+        for name, site in self.sites.items():
+            if site.link is not None:
+                yield from _known(("sites", name, "link"), site.link, self.links)
         for name, store in self.stores.items():
+            if store.link is not None:
+                yield from _known(("stores", name, "link"), store.link, self.links)
             if store.site:
                 yield from _known(("stores", name, "site"), store.site, self.sites)
 

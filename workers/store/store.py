@@ -138,10 +138,11 @@ class Store:
     def _own(self) -> str | None:
         return self._reading.path.name if self._reading is not None else None
 
-    def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
+    def reader(self, point: RestorePoint, disk_id: str, carried: Callable[[int], None] | None = None) -> DiskReader:
+        """`carried` is told of bytes before they are fetched."""
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk, held=self._reading)
+                return DiskReader(self._maps, self._packs, disk, held=self._reading, carried=carried)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 
@@ -154,10 +155,11 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def writer(self, run: str) -> StoreWriter:
-        """Registers the run first; from then on prune spares what it may refer to."""
+    def writer(self, run: str, carried: Callable[[int], None] | None = None) -> StoreWriter:
+        """Registers the run first; from then on prune spares what it may refer to. `carried` is told of bytes before
+        they are fetched from the parent, or written."""
         with files.room(self.path):
-            return StoreWriter(self.path, run, **self._for_writer(run))
+            return StoreWriter(self.path, run, crossing=carried, **self._for_writer(run))
 
     def intake(self, run: str, source: Store, carried: Callable[[int], None]) -> Intake:
         """A writer that takes over what points of `source` hold. `carried` is told of bytes before they are fetched."""
