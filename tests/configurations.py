@@ -30,6 +30,7 @@ FULL: dict[str, Any] = {
         "main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"},
         "far": {"path": "far", "link": "wan"},
     },
+    "limits": {"host": 8, "datastore": 4, "vcenter": 0},
     "links": {
         "wan": {
             "rate": "50MB",

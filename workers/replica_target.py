@@ -16,6 +16,7 @@ from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
@@ -323,7 +324,10 @@ class ReplicaTarget(NewReplica):
             with closing(self._opened(disk, part)) as destination:
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                    gentle(
+                        slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                        self.live,
+                    ),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import helper
+from workers import helper, places
 from workers.links import toll
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
@@ -44,6 +44,7 @@ def _replicate(live: Live) -> RunReport:
         return target.conclude()
     if target.goal is not None:
         live.remember(point=target.goal.id, **{SOURCE: target.source})
+    _take_places(live, target)
     return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
 
@@ -59,7 +60,15 @@ def _help(live: helper.Helper) -> None:
     todo = target.join()
     if todo is None:
         raise helper.NotAsLeft
+    _take_places(live, target)
     bring_over(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live, todo)
+
+
+def _take_places(live: Live, target: ReplicaTarget) -> None:
+    """Where there is something to do: on what the replica lies, or will."""
+    if target.decision.mode != "nothing":
+        new = (target.place.datastore, *target.place.datastores.values()) if target.state is None else ()
+        places.demand(live, live.run.site, target.state, new)
 
 
 def _kept_back(live: Live, paused: str) -> bool:

@@ -14,6 +14,7 @@ from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
 from workers.links import toll
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import nonce
 from workers.restore_held import HeldVm, Longer, holder, read_marker
@@ -267,7 +268,10 @@ class RestoreTarget(HeldVm):
             with closing(FileWriter(path)) as destination:
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                    gentle(
+                        slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                        self.live,
+                    ),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

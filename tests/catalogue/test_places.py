@@ -19,8 +19,10 @@ def test_all_places_or_none(catalogue: Catalogue) -> None:
     assert catalogue.take_places("c", TWO, 30) == "datastore ds1"
     assert catalogue.places() == {"host esx1": ["b"], "datastore ds1": ["b"]}
     assert catalogue.take_places("b", TWO, 30) is None  # what it has already
+    catalogue.keep_places("b", 60)
     catalogue.leave_places("b")
     catalogue.leave_places("b")
+    catalogue.keep_places("b", 60)
     assert catalogue.take_places("c", TWO, 30) is None
 
 

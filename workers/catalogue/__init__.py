@@ -226,6 +226,7 @@ class Catalogue(Database):
     half_applied = _half_applied.half_applied
 
     take_places = _places.take_places
+    keep_places = _places.keep_places
     leave_places = _places.leave_places
     places = _places.places
     share = _places.share

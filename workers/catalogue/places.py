@@ -35,6 +35,13 @@ def share(db: Database, resource: str, holder: str, lease_s: float) -> int:
         return _others(conn, resource, holder) + 1
 
 
+def keep_places(db: Database, holder: str, lease_s: float) -> None:
+    """All that the holder has, for another while."""
+    with db.write() as conn:
+        until = now(conn) + timedelta(seconds=lease_s)
+        conn.execute(sa.update(schema.places).where(P.holder == holder).values(lease_until=until))
+
+
 def leave_places(db: Database, holder: str) -> None:
     """All that the holder has."""
     with db.write() as conn:

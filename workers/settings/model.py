@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from workers.errors import ConfigError
 from workers.models import Model
 from workers.settings import secrets
-from workers.settings.places import Flower, Link, RecoveryTarget, Site, StoreSettings
+from workers.settings.places import Flower, Limits, Link, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
 from workers.settings.values import Interval, Size, one_of, seconds
 
@@ -104,6 +104,8 @@ class Settings(Model):
     stores: dict[str, StoreSettings]
     #: ways between sites that are not to be filled, by name
     links: dict[str, Link] = Field(default_factory=dict)
+    #: workers that are at one host, datastore or vCenter at once
+    limits: Limits = Limits()
     #: recovery targets, where replicas go, by name
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     #: VMs with one policy, by the group's name

@@ -133,6 +133,20 @@ class Link(Model):
     windows: tuple[Window, ...] = ()
 
 
+class Limits(Model):
+    """How many workers are at one of these at once at most; 0 = no limit. A worker at a VM counts once for each."""
+
+    # VMware says (VDDK programming guide): a host has 48 MB of NFC buffers, about 1 MB for each connection; 50 disks
+    # at once on a host, 52 connections through a vCenter. A worker may have several disks open, and others than we are
+    # there, too. Of datastores it says nothing: 8 workers are two VMs at `spread`.
+    #: an ESXi host
+    host: int = Field(default=8, ge=0)
+    #: a datastore
+    datastore: int = Field(default=8, ge=0)
+    #: a vCenter
+    vcenter: int = Field(default=32, ge=0)
+
+
 class StoreSettings(Model):
     """Where backups are kept."""
 
