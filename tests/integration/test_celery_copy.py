@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests import services
 from tests.integration.realm import LOOK, PATIENCE, Realm
 from tests.integration.world import MIB
@@ -11,6 +13,7 @@ from workers.models import RunKind, Trigger
 from workers.store import Store
 
 
+@pytest.mark.slow
 def test_a_backup_comes_to_the_replica_by_way_of_its_copy(make_realm: Callable[..., Realm]) -> None:
     realm = make_realm(
         vms=["way"],

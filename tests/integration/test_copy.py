@@ -117,11 +117,16 @@ def test_both_ends_must_be_two(world: World) -> None:
         copy.run(linked, run.id)
 
 
+def _slow(*steps: str) -> list[Any]:
+    return [pytest.param(step, marks=pytest.mark.slow) for step in steps]
+
+
 @pytest.mark.parametrize(
     "step",
     [
-        "copy.pinned", "store.registered", "slice.claimed", "intake.arrived", "store.packs-synced",
-        "copy.before", "store.linked", "copy.after", "copy.unpinned",
+        "copy.pinned", "intake.arrived", "copy.after",
+        *_slow("store.registered", "slice.claimed", "store.packs-synced", "copy.before", "store.linked",
+               "copy.unpinned"),
     ],
 )  # fmt: skip
 def test_killed_at_each_step_it_goes_on(world: World, step: str) -> None:
