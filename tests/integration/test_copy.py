@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.world import MIB, World
-from workers import backup, copy, dispatch, left_behind, prune, status
+from workers import backup, copy, dispatch, holding, left_behind, prune, status
 from workers.errors import BadInput, NoSpace, Refused
 from workers.models import RestorePoint, Run, RunKind, RunReport, RunState, Trigger
 from workers.restore_held import holder
@@ -251,6 +251,13 @@ def test_copies_follow_backups_and_are_kept_by_rules_of_their_own(world: World) 
     assert len(world.store.points(uuid)) == 4
     world.write("auto", 0, b"last" * 3000)
     last = world.backup("auto").point
+    subjects = holding.subjects(here, ["auto"], which="backups")
+    assert [each.what for each in subjects] == ["the backups to main", "the copies to far"]
+    for each in subjects:
+        holding.pause(here, each, who="a test", reason="the link is needed")
+    assert due(here) == []
+    for each in subjects:
+        holding.resume(here, each)
     (run,) = due(here)  # whoever was to send it died: the tick finds it
     assert (run.site, run.trigger, run.slot) == ("dr", Trigger.AFTER_BACKUP, f"point {last}")
     copy.run(here, run.id)
