@@ -133,6 +133,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
             "tasks.pairs",
             "tasks.holds",
             "tasks.verify",
+            "tasks.copy",
             "tasks.dispatch",
             "tasks.maintenance",
         ],

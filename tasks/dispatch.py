@@ -21,6 +21,7 @@ WORK = {
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
     RunKind.VERIFY: "understudy.verify.run",
+    RunKind.COPY: "understudy.copy.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
 }
@@ -30,6 +31,7 @@ HELP = {
     RunKind.BACKUP: "understudy.backup.slice",
     RunKind.SYNC: "understudy.sync.slice",
     RunKind.RESTORE: "understudy.restore.slice",
+    RunKind.COPY: "understudy.copy.slice",
 }
 
 

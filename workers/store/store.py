@@ -8,7 +8,9 @@ import os
 import secrets
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workers import faults
 from workers.errors import BadInput, NotFound
@@ -18,6 +20,7 @@ from workers.settings import StoreSettings
 from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
 from workers.store.crypt import PLAIN, Keys
+from workers.store.intake import Intake
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -148,10 +151,11 @@ class Store:
     def _own(self) -> str | None:
         return self._reading.path.name if self._reading is not None else None
 
-    def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
+    def reader(self, point: RestorePoint, disk_id: str, carried: Callable[[int], None] | None = None) -> DiskReader:
+        """`carried` is told of bytes before they are fetched."""
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk, held=self._reading)
+                return DiskReader(self._maps, self._packs, disk, held=self._reading, carried=carried)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 
@@ -164,21 +168,29 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def writer(self, run: str) -> StoreWriter:
-        """Registers the run first; from then on prune spares what it may refer to."""
+    def writer(self, run: str, carried: Callable[[int], None] | None = None) -> StoreWriter:
+        """Registers the run first; from then on prune spares what it may refer to. `carried` is told of bytes before
+        they are fetched from the parent, or written."""
         with files.room(self.path):
-            note = self._writers.register(run)
-            faults.at("store.registered")
-            return StoreWriter(
-                self.path,
-                run,
-                maps=self._maps,
-                packs=self._packs,
-                points=self._points,
-                writers=self._writers,
-                avoid=self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
-                note=note,
-            )
+            return StoreWriter(self.path, run, crossing=carried, **self._for_writer(run))
+
+    def intake(self, run: str, source: Store, carried: Callable[[int], None]) -> Intake:
+        """A writer that takes over what points of `source` hold. `carried` is told of bytes before they are fetched."""
+        with files.room(self.path):
+            given = self._for_writer(run)
+            return Intake(self.path, run, maps_there=source._maps, packs_there=source._packs, carried=carried, **given)
+
+    def _for_writer(self, run: str) -> dict[str, Any]:
+        note = self._writers.register(run)
+        faults.at("store.registered")
+        return {
+            "maps": self._maps,
+            "packs": self._packs,
+            "points": self._points,
+            "writers": self._writers,
+            "avoid": self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
+            "note": note,
+        }
 
     def abandon(self, run: str) -> None:
         """The run will never commit: what it wrote is given up, and a stopped process of it can publish nothing."""
