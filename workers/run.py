@@ -309,6 +309,7 @@ def give_up(here: Here, run: Run, sentence: str, family: str = WorkerLost.family
     if here.catalogue.claim(run.id, owner, seconds(here.settings.tuning.lease)) is None:
         raise FencedOut(f"another worker went on with run {run.id}")
     here.catalogue.finish(run.id, owner, RunState.FAILED, error=sentence, family=family)
+    here.catalogue.leave_places(run.id)
 
 
 def execution() -> str:

@@ -38,3 +38,11 @@ def test_without_a_place_a_run_waits_in_the_queue(make_world: Callable[..., Worl
     point = replicate.run(world.here, sync.id).point
     world.assert_replica_is("place", point or "")
     assert world.catalogue.places() == {}
+    # A run that is given up needs none any more.
+    world.scribble("place", 2)
+    world.backup("place")
+    last = world.request_sync("place")
+    world.killed_at(last, "slice.written")
+    assert world.catalogue.places() != {}
+    world.give_up(last.id)
+    assert world.catalogue.places() == {}
