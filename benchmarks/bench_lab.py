@@ -17,7 +17,7 @@ from typing import Any
 
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
-from tasks import app as celery_app
+from tasks import current
 from tasks.dispatch import send_requested
 from tasks.lab import lifecycle, vcenter
 from workers import backup, dispatch, replicate
@@ -80,7 +80,7 @@ def _measure(folder: Path, runs: int) -> str:
     os.environ["UNDERSTUDY_CONFIG"] = str(state.config)
     settings = load(state.config)
     here = Here(settings, Catalogue.open(settings.catalogue))
-    celery_app.configured.cache_clear()
+    current.forget()
     session = connect("prod", settings.sites["prod"])
     vcenter.power_on(
         session, vcenter.build(session, "bench-01", [256 * MIB], datastore="prod-ds1", network="VM Network")
