@@ -141,7 +141,7 @@ def write(folder: Path, found: Found, about: str, lab: Sequence[str], diff: str)
         "Medians in seconds. Sources are in the page cache, programs take turns within a round, all files are synced",
         "within the time, and every disk that came out was compared byte for byte. *Ours* is the store's library in a",
         "worker that runs; the next column has the start of Python in it. Ratios are the peer's time by ours.",
-        "(a): 1 % of the 4 KiB blocks rewritten, everywhere; (b): new files. `qemu-img` commits an overlay made before.",
+        "(a): 1 % of the 4 KiB blocks rewritten, all over; (b): new files. `qemu-img` commits an overlay made before.",
         "",
         *speed(found),
         "",

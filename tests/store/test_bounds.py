@@ -12,7 +12,7 @@ import pytest
 from tests.store.disks import VM, MemoryDisk, backup, disk_model, make_point, noise, point_disk
 from workers.extents import GRANULE, Extents, Gathering
 from workers.models import RestorePoint
-from workers.store import Store, diff, needed, usage
+from workers.store import Store, diff, needed, read, usage
 from workers.store.layout import PLACE_PACK, PLACE_SLOT, SEGMENT
 from workers.store.maps import GRANULES, MapsWriter, SegmentMap
 from workers.store.points import Points, encode
@@ -182,3 +182,26 @@ def test_usage_is_looked_at_from_anywhere_and_within_the_time(store: Store) -> N
     assert len(begun) > 10
     assert sorted(victims._from_anywhere(ids)) == ids
     assert usage.TOGETHER <= 1 << 27 and disk_model(SEGMENT).capacity == SEGMENT
+
+
+def test_a_scan_reads_of_the_store_only_what_no_digest_proves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = MemoryDisk(40 * MIB, {g: noise(GRANULE, g) for g in range(0, 1024)})
+    disk.granules |= {2048: noise(GRANULE, 9), 2050: noise(GRANULE, 10)}  # scraps, which share a blob
+    backup(store, disk)
+    decoded: list[int] = []
+    real = read.decode
+    monkeypatch.setattr(read, "decode", lambda pack, slot, data: decoded.append(slot) or real(pack, slot, data))
+    _, made = backup(store, disk, mode="compare")
+    assert len(decoded) == 1 and not any(segment.differing for segment in made)
+    disk.put(5 * GRANULE, noise(GRANULE, 77))
+    del disk.granules[700]
+    disk.put(3000 * GRANULE, noise(GRANULE, 78))
+    decoded.clear()
+    before = disk.copy()
+    _, (segment,) = backup(store, disk, mode="compare")
+    assert segment.differing == Extents.of([(g * GRANULE, GRANULE) for g in (5, 700, 3000)])
+    assert len(decoded) == 3, "the two chunks that differ, and the scraps"
+    point = store.newest(VM)
+    assert point is not None
+    (piece,) = [store.reader(point, "disk-1").read([(0, 4 * MIB)])]
+    assert b"".join(bytes(p.data or bytes(p.length)) for p in piece) == before.content(0, 4 * MIB)

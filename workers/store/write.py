@@ -151,6 +151,7 @@ class StoreWriter:
             before=reader,
             source=source,
             candidates=candidates.align(GRANULE, base + SEGMENT),
+            scan=reader is not None and mode == "compare",
             fragmented=fragmented(before),
         )
         work.numbers = {pack: i + 1 for i, pack in enumerate(work.packs)}
@@ -392,4 +393,5 @@ class _Padded:
         self.size = reader.size = -(-reader.size // GRANULE) * GRANULE
         self.allocated = reader.allocated
         self.read = reader.read
+        self.undecided = reader.undecided
         self.close = reader.close
