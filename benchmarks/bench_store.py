@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import bench_diff, bench_lab, make_disks, peers, report
+from benchmarks import bench_diff, bench_lab, bench_tasks, make_disks, peers, report
 from tasks.lab import datastores
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -241,7 +241,7 @@ def main() -> None:
             print(file=sys.stderr)
         bench.sparse()
         versions = [peer.version() for peer in (*bench.backups, bench.rsync)]
-        lab = [] if args.no_lab else [bench_lab.measure(3 * args.runs), bench_lab.measure_disks(bench.disks, args.runs)]
+        lab = [] if args.no_lab else [bench_lab.measure(3 * args.runs), bench_tasks.measure(bench.disks, args.runs)]
     finally:
         for path in (args.folder / "datastores").glob("store*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -12,7 +12,6 @@ from workers.store import files
 from workers.store.maps import Maps
 from workers.store.points import Points
 
-
 #: Names of segments that are held in memory, in bytes; above it they are in a temporary file. A name takes 64.
 IN_MEMORY = 8 << 20
 
