@@ -145,7 +145,7 @@ class Extents:
         return Extents.from_arrays(starts, ends - starts)
 
     def at_most(self, most: int = MOST) -> Extents:
-        """Itself, or the smallest superset with so many ranges: those with the smallest gaps between them are joined."""
+        """Itself, or the smallest superset with so many ranges: they are joined where the gaps are smallest."""
         if len(self) <= most:
             return self
         gaps = self._starts[1:] - self._ends[:-1]

@@ -93,9 +93,8 @@ def claim_slice(
             raise Conflict(f"what was planned for the run {run_id} was given up; it is planned anew")
         moment = now(conn)
         free = (S.run == run_id) & UNFINISHED & runs.free_at(S.lease_until, moment)
-        row = conn.execute(
-            _select(run_id).where(free).order_by(None).order_by(S.attempts, S.disk, S.start).limit(1)
-        ).first()
+        best = _select(run_id).where(free).order_by(None).order_by(S.attempts, S.disk, S.start).limit(1)
+        row = conn.execute(best).first()
         if row is None:
             return None
         found = rows.read(row, SliceState)

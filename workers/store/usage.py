@@ -50,7 +50,7 @@ def nothing_of(pack: Pack) -> Used:
 
 
 def groups(packs: PackCache, ids: Iterable[int], most: int = TOGETHER) -> Iterator[dict[int, Used]]:
-    """The packs, unused as yet and in this order, in groups that fit into memory. Raises `StoreDamaged` for one that cannot be read."""
+    """The packs, unused as yet, in this order, in groups that fit into memory. Raises `StoreDamaged`."""
     group: dict[int, Used] = {}
     held = 0
     for pack_id in ids:
