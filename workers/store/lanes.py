@@ -123,19 +123,22 @@ class Lane:
         was = self._previous(work, part.ranges) if work.before is not None and not scan else None
         now = self._current(work, part, was)
         lines = _lines(now)
-        zero = np.bitwise_or.reduce(lines, axis=1) == 0
         if part.source:
             if scan:
                 changed = self._unproven(work, part, now, granules)
             else:
-                changed = ~zero if was is None else (lines != _lines(was)).any(axis=1)
+                changed = _filled(lines) if was is None else (lines != _lines(was)).any(axis=1)
             self._report(work, granules[changed])
             changed |= self._rewrite(work, granules, changed)
         else:
             changed = np.ones(len(granules), bool)
             work.rewritten += part.bytes
-        work.places[granules[changed & zero]] = 0
-        self._cut(work, now, granules, changed & ~zero)
+        at = np.flatnonzero(changed)
+        if work.before is not None:
+            filled = _filled(lines[at])
+            work.places[granules[at[~filled]]] = 0
+            at = at[filled]
+        self._cut(work, now, granules, at)
 
     def finish(self, work: Work) -> None:
         """Everything of the segment has its place after this."""
@@ -225,9 +228,8 @@ class Lane:
 
     # --- storing --------------------------------------------------------------------------------------------
 
-    def _cut(self, work: Work, now: NDArray[np.uint8], granules: Ints, keep: Mask) -> None:
-        """Of each block what is kept: enough of it becomes a chunk, little of it goes to the scraps."""
-        at = np.flatnonzero(keep)
+    def _cut(self, work: Work, now: NDArray[np.uint8], granules: Ints, at: Ints) -> None:
+        """Of each block what is kept (`at`): enough of it becomes a chunk, little of it goes to the scraps."""
         if not len(at):
             return
         lines = now.reshape(-1, GRANULE)
@@ -375,6 +377,12 @@ def _copy(
 def _lines(content: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """A row for each granule."""
     return content.view(np.uint64).reshape(-1, GRANULE // 8)
+
+
+def _filled(lines: NDArray[np.uint64]) -> Mask:
+    """Which granules are not zeroes."""
+    found: Mask = np.bitwise_or.reduce(lines, axis=1) != 0
+    return found
 
 
 def _granules(ranges: Sequence[tuple[int, int]], base: int) -> Ints:
