@@ -37,7 +37,7 @@ class Bench:
         self.qemu, self.rsync = peers.Qemu(folder), peers.Rsync(folder)
         self.backups: list[peers.Peer] = [self.borg, self.restic, self.qemu]
         if benji is not None:
-            self.backups.append(peers.Benji(folder, benji / "bin" / "benji"))
+            self.backups.append(peers.Benji(folder, benji))
         self.found = report.Found()
 
     def run(self, number: int) -> None:
@@ -124,6 +124,7 @@ class Bench:
             # A copy of its own, not a reflink: who writes into shared blocks pays for the sharing.
             subprocess.run(["cp", "--sparse=always", "--reflink=never", self._disk("disk0"), target], check=True)
             self._warm(f"disk1{letter}")
+            os.sync()
 
         def ours() -> None:
             fresh()
@@ -221,7 +222,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--size", default="4G", help="of the disks: 4G, or less to try it")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/store-bench"))
-    parser.add_argument("--benji", type=Path, help=f"to compare with Benji: {peers.BENJI}".replace("%", "%%"))
+    parser.add_argument(
+        "--benji", type=Path, default=Path(".build/benji"), help="its virtual environment, made if it is not there"
+    )
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks", help="where results.md goes")
     parser.add_argument("--no-lab", action="store_true", help="leave out the task path")
     parser.add_argument("--skip-diff", action="store_true", help="leave out the 10 TiB maps (2 GiB of disk, minutes)")
@@ -233,14 +236,16 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     where = datastores.attach(args.folder)
     try:
-        bench = Bench(args.folder / "datastores", args.threads, args.benji)
+        bench = Bench(args.folder / "datastores", args.threads, peers.with_benji(args.benji.absolute()))
         make_disks.make(bench.disks, size)
+        for peer in bench.backups:
+            peer.prepare()
+        versions = [peer.version() for peer in (*bench.backups, bench.rsync)]
         for run in range(args.runs):
             print(f"run {run + 1} of {args.runs}:", end="", file=sys.stderr, flush=True)
             bench.run(run)
             print(file=sys.stderr)
         bench.sparse()
-        versions = [peer.version() for peer in (*bench.backups, bench.rsync)]
         lab = [] if args.no_lab else [bench_lab.measure(3 * args.runs), bench_tasks.measure(bench.disks, args.runs)]
     finally:
         for path in (args.folder / "datastores").glob("store*"):

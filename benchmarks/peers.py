@@ -15,11 +15,28 @@ PACKAGES = {
     "borg": "borgbackup", "restic": "restic", "rsync": "rsync", "qemu-img": "qemu-utils", "mkfs.ext4": "e2fsprogs",
     "debugfs": "e2fsprogs", "cmp": "diffutils", "mkfs.xfs": "xfsprogs",
 }  # fmt: skip
-#: Benji 0.17 asks for a ruamel.yaml that newer Pythons cannot build; with this one it works
-BENJI = (
-    "a virtual environment with benji 0.17: pip install --no-deps benji 'ruamel.yaml==0.17.40', then what "
-    "`pip check` names as missing and zstandard; give its folder with --benji"
-)
+#: Benji 0.17 asks for a ruamel.yaml that newer Pythons cannot build. This one does, and the rest is what it names.
+BENJI = ("benji==0.17.0", "ruamel.yaml==0.17.40")
+BENJI_NEEDS = (
+    "PrettyTable<1", "sqlalchemy<2", "setproctitle<2", "python-dateutil<3", "alembic<2", "psycopg2-binary<3",
+    "argcomplete<2", "sparsebitfield<1", "cerberus<2", "pycryptodome<4", "pyparsing<3", "semantic-version<3",
+    "dateparser<2", "structlog", "colorama<1", "diskcache", "attrs<22", "setuptools", "zstandard",
+)  # fmt: skip
+
+
+def with_benji(folder: Path) -> Path | None:
+    """Its program, in a virtual environment of its own; None, and said, where that cannot be made."""
+    program = folder / "bin" / "benji"
+    if not program.exists():
+        pip = (folder / "bin" / "python", "-m", "pip", "install", "-q")
+        try:
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            subprocess.run([*pip, *BENJI_NEEDS], check=True)
+            subprocess.run([*pip, "--no-deps", *BENJI], check=True)
+        except (OSError, subprocess.CalledProcessError) as err:
+            print(f"without Benji: {err}", file=sys.stderr)
+            return None
+    return program
 
 
 def sync_tree(path: Path) -> None:
@@ -182,7 +199,7 @@ class Benji(Peer):
         return into / "disk.raw"
 
     def version(self) -> str:
-        found = re.search(r"\d+\.\d+\.\d+", self._run(self._program, "version-info"))
+        found = re.search(r"\d+\.\d+\.\d+", self._benji("version-info"))
         return f"benji {found[0] if found else ''} (1 MiB blocks, zstd 1, told what changed)"
 
 
