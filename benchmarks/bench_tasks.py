@@ -77,8 +77,8 @@ class _Round:
 
     def _flat(self, site: str) -> Path:
         folders = self._state.vcenters[site].datastores.values()
-        (found,) = [flat for folder in folders for flat in folder.glob(f"{self._name}*/*-flat.vmdk")]
-        return Path(found)
+        found = [Path(flat) for folder in folders for flat in folder.glob(f"{self._name}*/*-flat.vmdk")]
+        return min(found, key=lambda flat: len(flat.name))  # what stands on it has a number in its name
 
     def ask(self, kind: str) -> tuple[Callable[[], Any], Callable[..., Any]]:
         if kind == "backup":

@@ -25,6 +25,7 @@ READERS = {
 }
 #: of everybody else's
 PURE_OTHERS = {
+    "array",
     "__future__", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch",
     "functools", "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "random", "re",
     "typing", "zoneinfo",
