@@ -49,7 +49,8 @@ ROWS = (
         {"borg": 4.5, "restic": 3, "benji": 3, "qemu-img": 3}),
     Row("apply (a) to an existing copy", "apply a", "apply a", {"rsync": 70, "qemu-img": 1.5}),
     Row("apply (b) to an existing copy", "apply b", "apply b", {"rsync": 30, "qemu-img": 1}),
-    # Where a row for disk to disk over NBD belongs: Row("nbd path, disk to disk", "nbd", "nbd", {"nbdcopy": 0.87})
+    # A row for disk to disk over NBD: Row("nbd path, disk to disk", "nbd", "nbd", {"nbdcopy": 0.87}), its seconds under
+    # found.seconds["nbd"]; an encrypted column: a Row per job of its own, whose peer is "ours" of the plain job (0.9).
 )  # fmt: skip
 
 TASK_PATH = "A request through Redis and a worker to the commit, in a lab of two simulated vCenters."
