@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -199,8 +198,9 @@ class Benji(Peer):
         return into / "disk.raw"
 
     def version(self) -> str:
-        found = re.search(r"\d+\.\d+\.\d+", self._benji("version-info"))
-        return f"benji {found[0] if found else ''} (1 MiB blocks, zstd 1, told what changed)"
+        asked = "import importlib.metadata as m; print(m.version('benji'))"
+        found = self._run(self._program.parent / "python", "-c", asked).strip()
+        return f"benji {found} (1 MiB blocks, zstd 1, told what changed)"
 
 
 class Qemu(Peer):
