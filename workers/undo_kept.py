@@ -63,14 +63,14 @@ class Kept(Model):
         return self.config.model_copy(update={"disks": disks})
 
 
-def reason(settings: Settings, pair: Pair) -> str | None:
-    """Why old content is kept for this pair; None where it is not."""
+def reason(settings: Settings, pair: Pair, store: str) -> str | None:
+    """Why old content is kept for this pair, which is brought up from that store; None where it is not."""
     wanted = settings.targets[pair.recovery_target].undo
     if wanted == "always":
         return 'its recovery target says undo = "always"'
-    stands = settings.store(pair.store).site
+    stands = settings.store(store).site
     if wanted == "auto" and stands not in ("", pair.site):
-        return f"the store {pair.store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
+        return f"the store {store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
     return None
 
 
