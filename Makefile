@@ -54,7 +54,7 @@ ROUNDS ?= 10
 chaos: setup  ## kill everything at every step and at random moments; writes benchmarks/chaos.md
 	$(PY) -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
-bench: setup  ## speed against Borg and rsync; writes benchmarks/results.md
+bench: setup  ## speed beside Borg, restic, Benji, qemu-img and rsync; writes benchmarks/results.md
 	$(PY) -m benchmarks.bench_store --runs 3
 
 lock:  ## choose the versions in requirements.lock anew (needs uv)

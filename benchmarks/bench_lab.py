@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from pyVmomi.SoapAdapter import SoapStubAdapter
 
-from tasks import app as celery_app
+from tasks import current
 from tasks.dispatch import send_requested
 from tasks.lab import lifecycle, vcenter
 from workers import backup, dispatch, replicate
@@ -60,6 +61,21 @@ class Calls:
         SoapStubAdapter.InvokeMethod = self._real
 
 
+class Statements:
+    """Transactions and statements of this process's catalogue."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.commits = self.statements = 0
+        sa.event.listen(engine, "commit", self._commit)
+        sa.event.listen(engine, "before_cursor_execute", self._statement)
+
+    def _commit(self, *_: Any) -> None:
+        self.commits += 1
+
+    def _statement(self, *_: Any) -> None:
+        self.statements += 1
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--runs", type=int, default=9)
@@ -75,12 +91,19 @@ def measure(runs: int) -> str:
             lifecycle.down(Path(folder) / "lab", erase=True)
 
 
-def _measure(folder: Path, runs: int) -> str:
-    state = lifecycle.up(folder, extra=POLICY)
+def started(folder: Path, policy: str) -> tuple[lifecycle.LabState, Here]:
+    """A lab that runs, and what a worker of it has at hand."""
+    state = lifecycle.up(folder, extra=policy)
     os.environ["UNDERSTUDY_CONFIG"] = str(state.config)
     settings = load(state.config)
-    here = Here(settings, Catalogue.open(settings.catalogue))
-    celery_app.configured.cache_clear()
+    current.forget()
+    return state, Here(settings, Catalogue.open(settings.catalogue))
+
+
+def _measure(folder: Path, runs: int) -> str:
+    state, here = started(folder, POLICY)
+    settings = here.settings
+    statements = Statements(here.catalogue.engine)
     session = connect("prod", settings.sites["prod"])
     vcenter.power_on(
         session, vcenter.build(session, "bench-01", [256 * MIB], datastore="prod-ds1", network="VM Network")
@@ -107,21 +130,30 @@ def _measure(folder: Path, runs: int) -> str:
         _through_workers(here, ask_sync)
     queued: dict[str, list[float]] = {"backup": [], "sync": []}
     inside: dict[str, list[tuple[float, float]]] = {"backup": [], "sync": []}
+    asked: dict[str, tuple[int, int]] = {}
     for number in range(runs):
         change(2 + number)
         queued["backup"].append(_through_workers(here, ask_backup))
         queued["sync"].append(_through_workers(here, ask_sync))
         change(50 + number)
-        inside["backup"].append(_here(here, ask_backup, backup.run))
-        inside["sync"].append(_here(here, ask_sync, replicate.run))
-    head = "| 1 MiB changed of 256 MiB | request to commit, s (median) | range | in process, s | in vCenter, s |"
-    lines = [head, "|---|---|---|---|---|"]
+        for what, ask, work in (("backup", ask_backup, backup.run), ("sync", ask_sync, replicate.run)):
+            before = statements.commits, statements.statements
+            inside[what].append(_here(here, ask, work))
+            asked[what] = (statements.commits - before[0], statements.statements - before[1])
+    head = (
+        "| 1 MiB changed of 256 MiB | request to commit, s (median) | range | in process, s | in vCenter, s | "
+        "transactions | statements |"
+    )
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for what in ("backup", "sync"):
         times = queued[what]
         total = statistics.median(t for t, _ in inside[what])
         calls = statistics.median(c for _, c in inside[what])
         spread = f"{min(times):.2f} to {max(times):.2f}"
-        lines.append(f"| {what} | {statistics.median(times):.2f} | {spread} | {total:.2f} | {calls:.2f} |")
+        lines.append(
+            f"| {what} | {statistics.median(times):.2f} | {spread} | {total:.2f} | {calls:.2f} | "
+            f"{asked[what][0]} | {asked[what][1]} |"
+        )
     lines.append(
         f"\nPeak memory of a worker's process: {_peak(state) / 1024:.0f} MiB. Datastores: {state.datastores}.\n"
     )

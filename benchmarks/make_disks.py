@@ -1,4 +1,5 @@
-"""Makes the three disks of the benchmarks, real ext4 of 4 GiB, and their change lists at a hypervisor's 64 KiB grain.
+"""Makes the three disks of the benchmarks, real ext4 of 4 GiB, and their change lists: in 64 KiB, a hypervisor's grain,
+and in 4 KiB.
 
 disk0   this machine's own programs, libraries and manuals, some 2.5 GiB
 disk1a  disk0 with 1 % of all its 4 KiB blocks rewritten, evenly over what is in use: the worst case
@@ -25,31 +26,39 @@ TREES = ("/usr/bin", "/usr/include", "/usr/libexec", "/usr/share/doc", "/usr/sha
 _UUID = "11111111-2222-3333-4444-555555555555"
 
 
-def make(folder: Path) -> None:
-    """What is there already is kept."""
+def make(folder: Path, size: int = SIZE) -> None:
+    """What is there already is kept, unless it is of another size."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "disk0.raw").exists() and (folder / "disk0.raw").stat().st_size != size:
+        for file in folder.iterdir():
+            file.unlink()
     if not (folder / "disk0.raw").exists():
-        _base(folder)
+        _base(folder, size)
     if not (folder / "disk1a.changes").exists():
-        _scattered(folder)
+        _scattered(folder, size)
         _changes(folder, "disk1a")
     if not (folder / "disk1b.changes").exists():
-        _new_files(folder)
+        _new_files(folder, size)
         _changes(folder, "disk1b")
 
 
-def _base(folder: Path) -> None:
+def _base(folder: Path, size: int) -> None:
     stage, made = folder / "stage", folder / "disk0.made"
     shutil.rmtree(stage, ignore_errors=True)
+    left = size * 5 // 8
     for tree in (*TREES, *(f"/usr/lib/{name}" for name in LIBRARIES)):
-        if Path(tree).is_dir():
+        if not Path(tree).is_dir():
+            continue
+        if size < SIZE:
+            left -= _some_of(Path(tree), stage, left)
+        else:
             target = stage / tree.lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             # Hard links where that works, else copies.
             if subprocess.run(["cp", "-al", tree, target], stderr=subprocess.DEVNULL).returncode:
                 subprocess.run(["cp", "-a", tree, target.parent], check=True)
     with open(made, "wb") as file:
-        file.truncate(SIZE)
+        file.truncate(size)
     options = f"lazy_itable_init=0,discard,hash_seed={_UUID}"
     command = ["mkfs.ext4", "-q", "-F", "-b", str(BLOCK), "-E", options, "-U", _UUID, "-d", stage, made]
     subprocess.run(command, check=True)
@@ -58,32 +67,45 @@ def _base(folder: Path) -> None:
     made.unlink()
 
 
+def _some_of(tree: Path, stage: Path, most: int) -> int:
+    """Files of up to 1 MiB of a tree, for a small disk; how many bytes they have."""
+    held = 0
+    for path in sorted(tree.rglob("*")):
+        if path.is_symlink() or not path.is_file() or not (length := path.stat().st_size) <= min(1 << 20, most - held):
+            continue
+        target = stage / str(path).lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        held += length
+    return held
+
+
 def _sparse_copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "--sparse=always", source, target], check=True)
 
 
-def _scattered(folder: Path) -> None:
+def _scattered(folder: Path, size: int) -> None:
     _sparse_copy(folder / "disk0.raw", folder / "disk1a.raw")
     dice = random.Random(20240607)
     fd = os.open(folder / "disk1a.raw", os.O_RDWR)
     blocks: list[int] = []
     position = 0
-    while position < SIZE:
+    while position < size:
         try:
             start = os.lseek(fd, position, os.SEEK_DATA)
         except OSError:
             break
         position = os.lseek(fd, start, os.SEEK_HOLE)
         blocks += range(start // BLOCK, position // BLOCK)
-    for block in sorted(dice.sample(blocks, SIZE // BLOCK // 100)):
+    for block in sorted(dice.sample(blocks, size // BLOCK // 100)):
         os.pwrite(fd, dice.randbytes(2048) + (b"row%08d," % block * 200)[:2048], block * BLOCK)
     os.fsync(fd)
     os.close(fd)
 
 
-def _new_files(folder: Path) -> None:
+def _new_files(folder: Path, size: int) -> None:
     _sparse_copy(folder / "disk0.raw", folder / "disk1b.raw")
-    parts = {"new.bin": _big_files(60 << 20), "new.tar": _small_files(40 << 20)}
+    parts = {"new.bin": _big_files(60 * size >> 12), "new.tar": _small_files(40 * size >> 12)}
     for name, data in parts.items():
         (folder / name).write_bytes(data)
         subprocess.run(
@@ -117,12 +139,14 @@ def _small_files(size: int) -> bytes:
 
 
 def _changes(folder: Path, name: str) -> None:
-    """`offset length` per line, 64 KiB each, as changed block tracking reports them."""
-    old, new = (np.memmap(folder / f"{n}.raw", np.uint64, "r").reshape(-1, GRAIN // 8) for n in ("disk0", name))
-    step = 1024
+    """`offset length` per line: in 64 KiB, as changed block tracking reports them, and in 4 KiB."""
+    old, new = (np.memmap(folder / f"{n}.raw", np.uint64, "r").reshape(-1, BLOCK // 8) for n in ("disk0", name))
+    step = 16384
     hits = [i + np.flatnonzero((old[i : i + step] != new[i : i + step]).any(axis=1)) for i in range(0, len(old), step)]
-    lines = [f"{grain * GRAIN} {GRAIN}\n" for grain in np.concatenate(hits).tolist()]
-    (folder / f"{name}.changes").write_text("".join(lines))
+    blocks = np.concatenate(hits)
+    grains = np.unique(blocks // (GRAIN // BLOCK))
+    (folder / f"{name}.changes4k").write_text("".join(f"{block * BLOCK} {BLOCK}\n" for block in blocks.tolist()))
+    (folder / f"{name}.changes").write_text("".join(f"{grain * GRAIN} {GRAIN}\n" for grain in grains.tolist()))
 
 
 if __name__ == "__main__":

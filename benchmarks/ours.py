@@ -8,6 +8,7 @@ import json
 import secrets
 import time
 from pathlib import Path
+from typing import Literal
 
 from workers.disks.file import FileReader, FileWriter
 from workers.extents import Extents
@@ -16,6 +17,7 @@ from workers.store import Store
 from workers.store.layout import SEGMENT
 from workers.transfer import copy
 
+Mode = Literal["full", "delta", "compare"]
 VM = "5029c8a0-0000-0000-0000-000000000001"
 DISK = "disk-1"
 
@@ -32,14 +34,19 @@ def descriptor(raw: Path) -> Path:
     return path
 
 
-def backup(store: Store, raw: Path, candidates: Extents | None, parent: RestorePoint | None, threads: int) -> None:
+def backup(
+    store: Store, raw: Path, candidates: Extents | None, parent: RestorePoint | None, threads: int, mode: Mode = "delta"
+) -> None:
+    """`candidates` None: what the file has allocated, and for a comparison what the parent has, too."""
     reader = FileReader(descriptor(raw))
     extents = reader.allocated() if candidates is None else candidates
     before = parent.disks[0] if parent is not None else None
     run = f"bench-{secrets.token_hex(4)}"
     with store.writer(run) as writer:
         made = [
-            writer.segment(i, size=reader.size, source=reader, candidates=extents, parent=before, threads=threads)
+            writer.segment(
+                i, size=reader.size, source=reader, candidates=extents, parent=before, threads=threads, mode=mode
+            )
             for i in range(-(-reader.size // SEGMENT))
         ]
         writer.commit(_point(parent, run, reader.size, tuple(segment.name for segment in made)))
@@ -90,7 +97,7 @@ def peak_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["full", "incremental", "restore", "apply"])
+    parser.add_argument("what", choices=["full", "incremental", "scan", "restore", "apply"])
     parser.add_argument("store", type=Path)
     parser.add_argument("disk", type=Path)
     parser.add_argument("--changes", type=Path)
@@ -108,6 +115,8 @@ def main() -> None:
         points = store.points(VM)
         if args.what == "incremental":
             backup(store, args.disk, changes(args.changes), points[-1], args.threads)
+        elif args.what == "scan":
+            backup(store, args.disk, None, points[-1], args.threads, "compare")
         elif args.what == "restore":
             with open(args.disk, "wb") as file:
                 file.truncate(points[args.point].disks[0].disk.capacity)

@@ -25,7 +25,7 @@ READERS = {
 }
 #: of everybody else's
 PURE_OTHERS = {
-    "__future__", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch",
+    "__future__", "array", "base64", "bisect", "collections", "cronsim", "dataclasses", "datetime", "enum", "fnmatch",
     "functools", "hashlib", "heapq", "itertools", "math", "numpy", "operator", "pydantic", "random", "re",
     "typing", "zoneinfo",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -10,6 +11,12 @@ from numpy.typing import NDArray
 #: Everything that is stored, compared and diffed is a multiple of this, at multiples of it: the page of most
 #: guests' file systems.
 GRANULE = 4096
+
+#: Most ranges that a difference or a list of changes is kept in: 64 MiB, whatever the disk's size. Above it the nearest
+#: ranges are joined: some bytes too many, never one too few. 10 TiB with 409 changes in each GiB are still exact.
+MOST = 4 << 20
+#: Ranges that become Python objects at a time: 160 bytes each
+_SOME = 4096
 
 Array = NDArray[np.int64]
 
@@ -74,7 +81,9 @@ class Extents:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(offset, length) as Python integers."""
-        return zip(self._starts.tolist(), (self._ends - self._starts).tolist(), strict=True)
+        for first in range(0, len(self._starts), _SOME):
+            starts, ends = self._starts[first : first + _SOME], self._ends[first : first + _SOME]
+            yield from zip(starts.tolist(), (ends - starts).tolist(), strict=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Extents):
@@ -135,6 +144,17 @@ class Extents:
         ends = np.minimum(-(-self._ends // grain) * grain, size)
         return Extents.from_arrays(starts, ends - starts)
 
+    def at_most(self, most: int = MOST) -> Extents:
+        """Itself, or the smallest superset with so many ranges: they are joined where the gaps are smallest."""
+        if len(self) <= most:
+            return self
+        gaps = self._starts[1:] - self._ends[:-1]
+        kept = np.sort(np.argpartition(gaps, len(gaps) - most + 1)[len(gaps) - most + 1 :]) if most > 1 else gaps[:0]
+        return Extents(
+            np.concatenate((self._starts[:1], self._starts[kept + 1])),
+            np.concatenate((self._ends[kept], self._ends[-1:])),
+        )
+
     def cut(self, longest: int) -> Iterator[tuple[int, int]]:
         """(offset, length) with no length above `longest`; cuts lie at multiples of `longest` on the disk."""
         for offset, length in self:
@@ -156,6 +176,25 @@ class Extents:
             held += length
         if batch:
             yield batch
+
+
+class Gathering:
+    """Ranges that come one after the other, in order and apart: 16 bytes each, and about `most` of them at once."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._starts, self._ends = array("q"), array("q")
+
+    def add(self, offset: int, length: int) -> None:
+        if len(self._starts) >= 2 * self._most:
+            fewer = self.extents()
+            self._starts, self._ends = array("q", fewer._starts.tobytes()), array("q", fewer._ends.tobytes())
+        self._starts.append(offset)
+        self._ends.append(offset + length)
+
+    def extents(self) -> Extents:
+        starts, ends = (np.frombuffer(each, np.int64) if each else EMPTY.offsets for each in (self._starts, self._ends))
+        return Extents.from_arrays(starts, ends - starts).at_most(self._most)
 
 
 EMPTY = Extents(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))

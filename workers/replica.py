@@ -231,7 +231,7 @@ class Replica:
             for state in states:
                 before = known[state].get(part.disk.id) if state is not None else None
                 todo = todo | self.store.diff(before, part)
-            result[part.disk.id] = todo
+            result[part.disk.id] = todo.at_most()
         return result
 
 

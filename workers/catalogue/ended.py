@@ -54,7 +54,7 @@ def _query(uncounted: tuple[str, ...], one: bool) -> sa.Select[Any]:
     query = (
         sa.select(*rows.fields(schema.runs, Run), *_streak(uncounted))
         .where(R.target == T.target, R.fence == top.scalar_subquery())
-        .order_by(R.number)
+        .order_by(R.number + 0)  # by the bare column SQLite would go through all runs, for they are in that order
     )
     return query.where(T.target == sa.bindparam("asked")) if one else query
 

@@ -93,13 +93,14 @@ def claim_slice(
             raise Conflict(f"what was planned for the run {run_id} was given up; it is planned anew")
         moment = now(conn)
         free = (S.run == run_id) & UNFINISHED & runs.free_at(S.lease_until, moment)
-        row = conn.execute(_select(run_id).where(free).order_by(None).order_by(S.attempts, S.disk, S.start)).first()
+        best = _select(run_id).where(free).order_by(None).order_by(S.attempts, S.disk, S.start).limit(1)
+        row = conn.execute(best).first()
         if row is None:
             return None
         found = rows.read(row, SliceState)
         if found.attempts >= tries:
             busy = (S.run == run_id) & UNFINISHED & S.owner.is_not(None) & ~runs.free_at(S.lease_until, moment)
-            if conn.execute(sa.select(S.start).where(busy)).first() is not None:
+            if conn.execute(sa.select(S.start).where(busy).limit(1)).first() is not None:
                 return None
             why = found.error or "its worker was lost each time (killed, out of memory, or its machine went down)"
             raise SliceFailed(

@@ -53,9 +53,11 @@ def adopt_sync_point(db: Database, sync_point: SyncPoint) -> None:
 
 
 def latest_sync_points(db: Database) -> list[SyncPoint]:
-    """Of every pair the one with the highest fence."""
-    top = sa.select(S.pair, sa.func.max(S.fence).label("fence")).group_by(S.pair).subquery()
-    query = _select().join(top, (S.pair == top.c.pair) & (S.fence == top.c.fence))
+    """Of every pair the one with the highest fence; asked per pair, for the history may have millions."""
+    older = schema.sync_points.alias().c
+    latest = sa.select(older.run).where(older.pair == schema.pairs.c.id).order_by(older.fence.desc()).limit(1)
+    each = sa.select(latest.correlate(schema.pairs).scalar_subquery()).select_from(schema.pairs)
+    query = _select().where(S.run.in_(each))
     with db.read() as conn:
         return [rows.read(row, SyncPoint) for row in conn.execute(query)]
 

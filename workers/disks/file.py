@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from workers.errors import ConfigError, DiskBusy, NoSpace, NotFound, Refused, UnderstudyError
-from workers.extents import EMPTY, GRANULE, Extents
+from workers.extents import GRANULE, Extents, Gathering
 from workers.point import BATCH, Piece
 
 # Linux: open-file-description locks (fcntl(2)). They belong to the open file, so a thread pool shares one and the
@@ -136,7 +136,7 @@ class FileReader:
 
     def allocated(self) -> Extents:
         """By SEEK_DATA: on NFS without holes this is the whole disk, which is right, only slower."""
-        ranges, position = [], 0
+        found, position = Gathering(), 0
         while position < self.size:
             try:
                 start = os.lseek(self._fd, position, os.SEEK_DATA)
@@ -145,8 +145,8 @@ class FileReader:
                     break
                 return Extents.whole(self.size)
             position = os.lseek(self._fd, start, os.SEEK_HOLE)
-            ranges.append((start, position - start))
-        return Extents.of(ranges).clip(0, self.size) if ranges else EMPTY
+            found.add(start, position - start)
+        return found.extents().clip(0, self.size)
 
     def forget_cached(self) -> None:
         """What is read next comes from the datastore, not from this machine's memory of it."""

@@ -110,7 +110,7 @@ class Compactor:
         with self._pruner.alone() as mine:
             if not mine:
                 return CompactReport(state="busy")
-            job = self._tidy() or self._choose(below, worth)
+            job = self._tidy() or self._choose(below, worth, seconds)
             if job is None:
                 return CompactReport(state="nothing to do")
             step = _Step(self, job, own, Pace(rate), time.monotonic() + seconds if seconds is not None else None)
@@ -150,21 +150,23 @@ class Compactor:
                     files.remove(self._folder / name)
         return job
 
-    def _choose(self, below: float, worth: int) -> Job | None:
-        """In the order of prune: files, then runs, then points. A run's own files are spared while it may write."""
+    def _choose(self, below: float, worth: int, seconds: float | None) -> Job | None:
+        """In the order of prune: files, then runs, then points. A run's own files are spared while it may write.
+        Half of the time is for looking."""
         packs, maps = set(pack_ids(self._packs.folder)), set(maps_ids(self._maps.folder))
         runs, keys = set(self._writers.live()), self._packs.keys
         refs = needed(self._points, self._maps)
         chosen = victims.choose(
             self._maps,
             self._packs,
-            refs.segments,
+            refs,
             spare_packs={
                 p for p in refs.packs if p not in packs or owner(pack_path(self._packs.folder, p), keys) in runs
             },
             spare_maps={m for m in refs.maps if m not in maps or owner(maps_path(self._maps.folder, m), keys) in runs},
             below=below,
             worth=worth,
+            seconds=seconds / 2 if seconds is not None else None,
         )
         if not chosen.packs and not chosen.maps:
             return None

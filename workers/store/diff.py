@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.errors import StoreDamaged
-from workers.extents import EMPTY, GRANULE, Extents
+from workers.extents import EMPTY, GRANULE, MOST, Extents
 from workers.models import PointDisk
 from workers.store import layout
 from workers.store.layout import BLOCK, SEGMENT
@@ -45,6 +45,8 @@ def diff(maps: Maps, a: PointDisk | None, b: PointDisk) -> Extents:
         for i, name in enumerate(b.segments)
         if _content(name) != (_content(names_a[i]) if i < len(names_a) else "")
     ]
+    #: of one segment
+    most = max(1, MOST // max(1, len(changed)))
     batches = [changed[i : i + TOGETHER] for i in range(0, len(changed), TOGETHER)]
 
     def one(batch: Sequence[tuple[int, str, str]]) -> tuple[Ints, Ints]:
@@ -52,14 +54,14 @@ def diff(maps: Maps, a: PointDisk | None, b: PointDisk) -> Extents:
         rest = [part for part, known in zip(batch, told, strict=True) if known is None]
         parts = [_on_disk([part[0]], *known) for part, known in zip(batch, told, strict=True) if known is not None]
         if not parts:
-            return _differing(maps, rest)
+            return _fewer(*_differing(maps, rest), most * len(batch))
         if rest:
             parts.append(_differing(maps, rest))
         starts, ends = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
         if rest:
             order = np.argsort(starts)
             starts, ends = starts[order], ends[order]
-        return starts, ends
+        return _fewer(starts, ends, most * len(batch))
 
     if len(batches) <= 2:
         parts = [one(batch) for batch in batches]
@@ -67,6 +69,14 @@ def diff(maps: Maps, a: PointDisk | None, b: PointDisk) -> Extents:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             parts = list(pool.map(one, batches))
     return _extents(parts, b.disk.capacity)
+
+
+def _fewer(starts: Ints, ends: Ints, most: int) -> tuple[Ints, Ints]:
+    """Not more ranges than that: the nearest are joined."""
+    if len(starts) <= most:
+        return starts, ends
+    found = Extents(starts, ends).at_most(most)
+    return found.offsets, found.offsets + found.lengths
 
 
 def allocated(maps: Maps, b: PointDisk) -> Extents:

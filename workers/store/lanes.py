@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import EMPTY, GRANULE, Extents
-from workers.point import BATCH, Reader
+from workers.point import BATCH, Digested, Piece, Reader
 from workers.store import files, layout
 from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import ALIGN, BLOCK, PACKED, SCRAP, SMALL, ZSTD
@@ -55,6 +55,8 @@ class Work:
     source: Reader
     #: what the source is asked for; the rest of a batch comes from `before`
     candidates: Extents
+    #: much is expected to be as it was: digests are asked before anything is read from `before`
+    scan: bool
     #: blocks that are stored whole as soon as one granule of them differs
     fragmented: Mask
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -119,19 +121,26 @@ class Lane:
 
     def process(self, work: Work, part: Part) -> None:
         granules = _granules(part.ranges, work.base)
-        was = self._previous(work, part) if work.before is not None else None
+        scan = work.scan and part.source and _intersect(part.ranges, work.candidates) == part.ranges
+        was = self._previous(work, part.ranges) if work.before is not None and not scan else None
         now = self._current(work, part, was)
-        lines = now.view(np.uint64).reshape(-1, GRANULE // 8)
-        zero = np.bitwise_or.reduce(lines, axis=1) == 0
+        lines = _lines(now)
         if part.source:
-            changed = ~zero if was is None else (lines != was.view(np.uint64).reshape(lines.shape)).any(axis=1)
+            if scan:
+                changed = self._unproven(work, part, now, granules)
+            else:
+                changed = _filled(lines) if was is None else (lines != _lines(was)).any(axis=1)
             self._report(work, granules[changed])
             changed |= self._rewrite(work, granules, changed)
         else:
             changed = np.ones(len(granules), bool)
             work.rewritten += part.bytes
-        work.places[granules[changed & zero]] = 0
-        self._cut(work, now, granules, changed & ~zero)
+        at = np.flatnonzero(changed)
+        if work.before is not None:
+            filled = _filled(lines[at])
+            work.places[granules[at[~filled]]] = 0
+            at = at[filled]
+        self._cut(work, now, granules, at)
 
     def finish(self, work: Work) -> None:
         """Everything of the segment has its place after this."""
@@ -145,13 +154,27 @@ class Lane:
 
     # --- reading --------------------------------------------------------------------------------------------
 
-    def _previous(self, work: Work, part: Part) -> NDArray[np.uint8]:
+    def _previous(self, work: Work, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
         assert work.before is not None
-        if len(self._was) < part.bytes:
+        if not len(self._was):
             self._was = np.empty(BATCH + BLOCK, np.uint8)
-        was = self._was[: part.bytes]
-        gather(work.before, part.ranges, was)
+        was = self._was[: sum(length for _, length in ranges)]
+        gather(work.before, ranges, was)
         return was
+
+    def _unproven(self, work: Work, part: Part, now: NDArray[np.uint8], granules: Ints) -> Mask:
+        """Which granules differ. Where a chunk's digest proves that it is as it was, it is not read from the store."""
+        assert isinstance(work.before, Digested)
+        held, position = [], 0
+        for offset, length in part.ranges:
+            held.append(Piece(offset, length, now[position : position + length].data))
+            position += length
+        changed = np.zeros(len(granules), bool)
+        left = work.before.undecided(held)
+        if left:
+            at = np.searchsorted(granules, _granules(left, work.base))
+            changed[at] = (_lines(now)[at] != _lines(self._previous(work, left))).any(axis=1)
+        return changed
 
     def _current(self, work: Work, part: Part, was: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
         """The content of the batch's ranges as it shall be."""
@@ -206,9 +229,8 @@ class Lane:
 
     # --- storing --------------------------------------------------------------------------------------------
 
-    def _cut(self, work: Work, now: NDArray[np.uint8], granules: Ints, keep: Mask) -> None:
-        """Of each block what is kept: enough of it becomes a chunk, little of it goes to the scraps."""
-        at = np.flatnonzero(keep)
+    def _cut(self, work: Work, now: NDArray[np.uint8], granules: Ints, at: Ints) -> None:
+        """Of each block what is kept (`at`): enough of it becomes a chunk, little of it goes to the scraps."""
         if not len(at):
             return
         lines = now.reshape(-1, GRANULE)
@@ -352,6 +374,15 @@ def _copy(
             offset, left = next(wanted, (0, 0))
     if left:
         raise ValueError(f"the source was asked for bytes at {offset} and gave nothing")
+
+
+def _lines(content: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return content.view(np.uint64).reshape(-1, GRANULE // 8)
+
+
+def _filled(lines: NDArray[np.uint64]) -> Mask:
+    """Which granules are not zeroes."""
+    return np.asarray(np.bitwise_or.reduce(lines, axis=1) != 0)
 
 
 def _granules(ranges: Sequence[tuple[int, int]], base: int) -> Ints:

@@ -24,7 +24,7 @@ from workers.store import files, index, layout
 from workers.store.crypt import Keys
 from workers.store.layout import FORMAT, HEAD_SIZE, MAPS_MAGIC, PACK_MAGIC
 from workers.store.maps import Maps, maps_ids, maps_path
-from workers.store.needed import needed
+from workers.store.needed import Needed, needed
 from workers.store.packs import PackCache, pack_ids, pack_path
 from workers.store.points import Points
 from workers.store.readers import Readers
@@ -99,8 +99,8 @@ class Pruner:
     def _mark(self) -> None:
         packs, maps = set(pack_ids(self._packs.folder)), set(maps_ids(self._maps.folder))
         runs, keys = set(self._writers.live()), self._packs.keys
-        refs = needed(self._points, self._maps)
-        for run in runs & refs.runs:
+        refs = needed(self._points, self._maps, runs)
+        for run in refs.runs:
             # It was killed between its commit and its farewell; a run commits once.
             self._writers.end(run)
         runs -= refs.runs
@@ -128,15 +128,18 @@ class Pruner:
                 waits = tuple(sorted(self._writers.waited_for()))
                 self._write(path, tomb.model_copy(update={"waits": waits, "readers": tuple(sorted(readers))}))
         runs, readers = self._writers.waited_for(), self._readers.live() - {own}
-        refs = needed(self._points, self._maps)
         packs = maps = freed = waiting = 0
-        held, reading = set[str](), set[str]()
+        held, reading, due = set[str](), set[str](), list[tuple[Path, Tomb]]()
         for path, tomb in self._all():
             held |= runs & set(tomb.waits or ())
             reading |= readers & set(tomb.readers)
             if tomb.waits is None or runs & set(tomb.waits) or readers & set(tomb.readers):
                 waiting += len(tomb.packs) + len(tomb.maps)
-                continue
+            else:
+                due.append((path, tomb))
+        # Reading all points of a large store takes minutes: only where something is to be deleted.
+        refs = needed(self._points, self._maps) if due else Needed()
+        for path, tomb in due:
             dead = [pack_path(self._packs.folder, p) for p in tomb.packs if p not in refs.packs]
             dead_maps = [maps_path(self._maps.folder, m) for m in tomb.maps if m not in refs.maps]
             faults.at("store.deleting")

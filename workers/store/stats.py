@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from workers.extents import GRANULE
 from workers.models import Model
 from workers.store import usage
 from workers.store.maps import GRANULES, Maps, SegmentMap, maps_ids, maps_path
-from workers.store.needed import each
+from workers.store.needed import Needed, each
 from workers.store.packs import PackCache, pack_ids, pack_path
 from workers.store.points import Points
 
@@ -70,26 +71,29 @@ class Figures(Model):
 
 
 def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: float, by_vm: bool) -> Figures:
-    names: dict[str, Counter[str]] = {}
+    refs, by_name = Needed(), dict[str, Counter[str]]()
     labels: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    retired, grown = 0, Counter[date]()
-    for vm, seq in each(points):
-        point = points.read(vm, seq)
-        if point is None:
-            retired += 1
-            continue
-        counts[vm] += 1
-        labels[vm] = point.vm.name
-        grown[point.created.date()] += sum(disk.stored for disk in point.disks)
-        names.setdefault(vm, Counter()).update(name for disk in point.disks for name in disk.segments if name)
-    logical = _logical(maps, names)
-    distinct = {name for mine in names.values() for name in mine}
-    needed = {pack for name in distinct for pack in maps.packs(name)}
+    counts, logical, grown = Counter[str](), dict[str, int](), Counter[date]()
+    retired = 0
+    for vm, sequences in groupby(each(points), key=lambda place: place[0]):
+        names = Counter[str]()
+        for _, seq in sequences:
+            point = points.read(vm, seq)
+            if point is None:
+                retired += 1
+                continue
+            counts[vm] += 1
+            labels[vm] = point.vm.name
+            grown[point.created.date()] += sum(disk.stored for disk in point.disks)
+            names.update(name for disk in point.disks for name in disk.segments if name)
+        if names:
+            by_name |= {vm: names} if by_vm else {}
+        logical[vm] = _logical(maps, names)
+        refs.of_vm(names, maps)
     content = stored = dead = compactable = 0
     fill = [0] * 10
-    for group in usage.groups(packs, needed):
-        usage.mark(maps, distinct, group)
+    for group in usage.groups(packs, sorted(refs.packs)):
+        usage.mark(maps, refs.segments, group)
         for used in group.values():
             live, whole = used.live_bytes(), int(used.stored.sum())
             content += int(used.live().sum()) * GRANULE
@@ -97,8 +101,7 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
             dead += whole - live
             compactable += whole - live if live < below * whole else 0
             fill[min(9, 10 * live // max(whole, 1))] += 1
-    own = _attributed(maps, packs, names, needed) if by_vm else {}
-    kept = {maps.parse(name).file for name in distinct}
+    own = _attributed(maps, packs, by_name, refs.packs) if by_vm else {}
     pack_sizes = {pack: _size(pack_path(packs.folder, pack)) for pack in pack_ids(packs.folder)}
     map_sizes = {file: _size(maps_path(maps.folder, file)) for file in maps_ids(maps.folder)}
     return Figures(
@@ -124,8 +127,8 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
         maps=len(map_sizes),
         map_bytes=sum(map_sizes.values()),
         fill=tuple(fill),
-        prunable=sum(size for pack, size in pack_sizes.items() if pack not in needed)
-        + sum(size for file, size in map_sizes.items() if file not in kept),
+        prunable=sum(size for pack, size in pack_sizes.items() if pack not in refs.packs)
+        + sum(size for file, size in map_sizes.items() if file not in refs.maps),
         dead=dead,
         compactable=compactable,
         grown=dict(sorted(grown.items())),
@@ -133,18 +136,15 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
     )
 
 
-def _logical(maps: Maps, names: dict[str, Counter[str]]) -> dict[str, int]:
-    """By VM the bytes of its points: each segment is read once, however many points share it."""
-    found = {}
-    for vm, mine in names.items():
-        total = 0
-        ordered = sorted(mine, key=lambda name: maps.parse(name)[1:])
-        for first in range(0, len(ordered), usage.BATCH):
-            part = ordered[first : first + usage.BATCH]
-            for name, segment in zip(part, maps.load_many(part), strict=True):
-                total += _mapped(segment) * mine[name]
-        found[vm] = total
-    return found
+def _logical(maps: Maps, names: Counter[str]) -> int:
+    """Bytes of a VM's points: each segment is read once, however many points share it."""
+    total = 0
+    ordered = sorted(names, key=lambda name: maps.parse(name)[1:])
+    for first in range(0, len(ordered), usage.BATCH):
+        part = ordered[first : first + usage.BATCH]
+        for name, segment in zip(part, maps.load_many(part), strict=True):
+            total += _mapped(segment) * names[name]
+    return total
 
 
 def _mapped(segment: SegmentMap) -> int:
@@ -159,7 +159,7 @@ def _attributed(
     order = sorted(names)
     alone, total = np.zeros(len(order)), np.zeros(len(order))
     packs_of = {vm: {name: set(maps.packs(name)) for name in names[vm]} for vm in order}
-    for group in usage.groups(packs, needed, BY_VM):
+    for group in usage.groups(packs, sorted(needed), BY_VM):
         owner: dict[int, NDArray[np.int32]] = {p: np.full(len(u.granules), -1, np.int32) for p, u in group.items()}
         for number, vm in enumerate(order):
             wanted = {name for name, mine in packs_of[vm].items() if mine & group.keys()}

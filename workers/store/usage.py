@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -48,11 +49,11 @@ def nothing_of(pack: Pack) -> Used:
     return Used(begins, np.zeros(int(begins[-1]), np.bool_), pack.stored)
 
 
-def groups(packs: PackCache, ids: Collection[int], most: int = TOGETHER) -> Iterator[dict[int, Used]]:
-    """The packs, unused as yet, in groups that fit into memory. Raises `StoreDamaged` for one that cannot be read."""
+def groups(packs: PackCache, ids: Iterable[int], most: int = TOGETHER) -> Iterator[dict[int, Used]]:
+    """The packs, unused as yet, in this order, in groups that fit into memory. Raises `StoreDamaged`."""
     group: dict[int, Used] = {}
     held = 0
-    for pack_id in sorted(ids):
+    for pack_id in ids:
         fresh = nothing_of(packs.get(pack_id))
         if group and held + len(fresh.granules) > most:
             yield group
@@ -63,11 +64,11 @@ def groups(packs: PackCache, ids: Collection[int], most: int = TOGETHER) -> Iter
         yield group
 
 
-def mark(maps: Maps, names: Collection[str], group: dict[int, Used]) -> None:
-    """Notes in `group` what the segments called `names` refer to."""
-    ordered = sorted(names, key=lambda name: maps.parse(name)[1:])
-    for first in range(0, len(ordered), BATCH):
-        for segment in maps.load_many(ordered[first : first + BATCH]):
+def mark(maps: Maps, names: Iterable[str], group: dict[int, Used]) -> None:
+    """Notes in `group` what the segments called `names` refer to. Fast where neighbours in a file follow each other."""
+    waiting = iter(names)
+    while batch := list(islice(waiting, BATCH)):
+        for segment in maps.load_many(batch):
             mark_segment(segment, group)
 
 

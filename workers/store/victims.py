@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import shutil
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from workers.errors import StoreDamaged
-from workers.store import usage
+from workers.store import layout, usage
 from workers.store.maps import Maps
+from workers.store.needed import Needed
 from workers.store.packs import PackCache
 
 #: What one compaction moves at most: its table of moved blobs is 64 MiB in memory then, and its packs and maps must
@@ -43,20 +46,21 @@ class Chosen(NamedTuple):
 def choose(
     maps: Maps,
     packs: PackCache,
-    names: Collection[str],
+    refs: Needed,
     *,
     spare_packs: Collection[int],
     spare_maps: Collection[int],
     below: float,
     worth: int,
+    seconds: float | None = None,
 ) -> Chosen:
-    """Of packs and files of maps that `names` refer to and that are in use to less than `below`: the emptiest first.
+    """Of packs and files of maps that `refs` name and that are in use to less than `below`: the emptiest first.
 
     Nothing when they free less than `worth` bytes together.
     """
-    sparse = _sparse_packs(maps, packs, names, spare_packs, below)
-    sparse = _within(_worth_their_maps(maps, names, sparse), packs.folder)
-    files = [v for v in _sparse_maps(maps, names, spare_maps) if v.live < below * v.size]
+    sparse = _sparse_packs(maps, packs, refs, spare_packs, below, seconds)
+    sparse = _within(_worth_their_maps(maps, refs.segments, sparse), packs.folder)
+    files = [v for v in _sparse_maps(maps, refs.segments, spare_maps) if v.live < below * v.size]
     freed = sum(victim.dead for victim in (*sparse, *files))
     if not freed or freed < worth:
         return Chosen()
@@ -69,30 +73,43 @@ def choose(
 
 
 def _sparse_packs(
-    maps: Maps, packs: PackCache, names: Collection[str], spare: Collection[int], below: float
+    maps: Maps, packs: PackCache, refs: Needed, spare: Collection[int], below: float, seconds: float | None
 ) -> list[Victim]:
-    wanted = set()
-    for pack_id in {pack for name in names for pack in maps.packs(name)} - set(spare):
-        try:
-            packs.get(pack_id)
-        except StoreDamaged:
-            continue  # `verify` names it; what can be read of it is read from where it is
-        wanted.add(pack_id)
+    """Of all packs, or of as many as can be looked at in so many seconds, from a random one on: each has its turn."""
+    deadline = time.monotonic() + seconds if seconds is not None else None
+
+    def readable() -> Iterator[int]:
+        for pack_id in _from_anywhere(refs.packs - set(spare)):
+            try:
+                packs.get(pack_id)
+            except StoreDamaged:
+                continue  # `verify` names it; what can be read of it is read from where it is
+            yield pack_id
+
     found = []
-    for group in usage.groups(packs, wanted):
-        usage.mark(maps, names, group)
+    for group in usage.groups(packs, readable()):
+        usage.mark(maps, refs.segments, group)
         for pack_id, used in group.items():
             live = used.live()
             victim = Victim(pack_id, int(used.stored.sum()), used.live_bytes(), int((live > 0).sum()))
             if 0 < live.sum() and victim.live < below * victim.size:
                 found.append(victim)
+        if deadline is not None and time.monotonic() > deadline:
+            break
     return found
+
+
+def _from_anywhere(packs: Collection[int]) -> list[int]:
+    """In order, beginning at a random one. Ids are random numbers: where it begins says nothing of what is there."""
+    ordered = sorted(packs)
+    first = bisect.bisect(ordered, layout.fresh_id())
+    return ordered[first:] + ordered[:first]
 
 
 def _worth_their_maps(maps: Maps, names: Iterable[str], victims: list[Victim]) -> list[Victim]:
     """Without those that free less than the map segments which must be written again on their account."""
     cost = dict.fromkeys((victim.id for victim in victims), 0)
-    for name in names:
+    for name in names if victims else ():
         mine = [pack for pack in maps.packs(name) if pack in cost]
         for pack in mine:
             cost[pack] += maps.parse(name).length // len(mine)

@@ -22,7 +22,7 @@ from workers.store.lanes import Lane, Part, Work, parts
 from workers.store.layout import BLOCK, SCRAP, SEGMENT
 from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
 from workers.store.needed import segments
-from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
+from workers.store.packs import Blob, PackCache, PackWriter, pack_path
 from workers.store.points import Points
 from workers.store.read import DiskReader
 from workers.store.writers import Writers
@@ -153,6 +153,7 @@ class StoreWriter:
             before=reader,
             source=source,
             candidates=candidates.align(GRANULE, base + SEGMENT),
+            scan=reader is not None and mode == "compare",
             fragmented=fragmented(before),
         )
         work.numbers = {pack: i + 1 for i, pack in enumerate(work.packs)}
@@ -348,10 +349,12 @@ class StoreWriter:
             raise ValueError(f"a writer of run {self.run} cannot commit a point of run {point.run}")
         parent = self._points.read(point.vm.instance_uuid, point.seq - 1) if point.parent is not None else None
         new = segments(point) - (segments(parent) if parent is not None else set())
-        there = set(pack_ids(self._packs.folder)) if new else set()
+        there = set[int]()
         for name in sorted(new):
             try:
-                gone = set(self._maps.packs(name)) - there
+                asked = set(self._maps.packs(name)) - there  # by name: a list of 135,000 packs takes half a second
+                gone = {pack for pack in asked if not pack_path(self._packs.folder, pack).exists()}
+                there |= asked
             except StoreDamaged as err:
                 raise Conflict(
                     f"a map segment of run {self.run} cannot be used any more; start a new run: {err}"
@@ -393,4 +396,5 @@ class _Padded:
         self.size = reader.size = -(-reader.size // GRANULE) * GRANULE
         self.allocated = reader.allocated
         self.read = reader.read
+        self.undecided = reader.undecided
         self.close = reader.close

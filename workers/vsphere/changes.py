@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from pyVmomi import vim, vmodl
 
 from workers import faults
 from workers.errors import ChangeTrackingUnusable, SnapshotLost
-from workers.extents import Extents
+from workers.extents import Extents, Gathering
 from workers.models import Disk, VmState
 from workers.vsphere import snapshots
 from workers.vsphere.inventory import vm_state
@@ -52,8 +51,7 @@ def _generation(change_id: str) -> str:
 
 def _all_pages(s: Session, vm_moref: str, snapshot_moref: str, disk: Disk, change_id: str) -> Extents:
     vm, snapshot = s.vm(vm_moref), s.object(vim.vm.Snapshot, snapshot_moref)
-    starts: list[int] = []
-    lengths: list[int] = []
+    found = Gathering()
     offset = 0
     # Asking at the very end is an InvalidArgument: the loop ends when the answers reach the capacity.
     while offset < disk.capacity:
@@ -65,11 +63,11 @@ def _all_pages(s: Session, vm_moref: str, snapshot_moref: str, disk: Disk, chang
             raise as_error(err, f"say what changed on {disk.label} ({s})") from err
         except vmodl.MethodFault as err:
             raise ChangeTrackingUnusable(f"{disk.label}: vCenter does not say what changed: {words(err)}") from err
-        offset = _take(page, offset, disk, starts, lengths)
-    return Extents.from_arrays(np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64))
+        offset = _take(page, offset, disk, found)
+    return found.extents()
 
 
-def _take(page: Any, asked: int, disk: Disk, starts: list[int], lengths: list[int]) -> int:
+def _take(page: Any, asked: int, disk: Disk, found: Gathering) -> int:
     """Add a page's areas; where the next page begins. An answer that contradicts itself cannot be trusted at all."""
 
     def unusable(what: str) -> ChangeTrackingUnusable:
@@ -87,8 +85,7 @@ def _take(page: Any, asked: int, disk: Disk, starts: list[int], lengths: list[in
         if area.length <= 0 or area.start < floor or area.start + area.length > end:
             raise unusable(f"an area {area.start}+{area.length} is out of order or out of range")
         floor = area.start + area.length
-        starts.append(area.start)
-        lengths.append(area.length)
+        found.add(area.start, area.length)
     return int(end)
 
 
