@@ -5,6 +5,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── VcenterUnreachable      no answer, a dropped connection, a session that could not be renewed
 │   ├── TaskStillRunning        vCenter works on it; come back with its moref
 │   ├── DiskBusy                somebody holds a lock on a disk's range
+│   ├── CarrierFailed           VMware's library, or the host that it talks to, failed or fell silent
 │   ├── TargetBusy              the replica is being compared; that ends first
 │   ├── BrokerUnreachable       Redis does not answer
 │   └── CatalogueUnreachable    the catalogue's database does not answer
@@ -61,6 +62,10 @@ class TaskStillRunning(Transient):
 
 class DiskBusy(Transient):
     family = "disk busy"
+
+
+class CarrierFailed(Transient):
+    family = "carrier"
 
 
 class TargetBusy(Transient):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 from typing import cast
 
-from workers import faults, nvram, plan
-from workers.disks.file import FileReader, datastore_file
+from workers import carriers, faults, nvram, plan
+from workers.carried import Carried, words
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
@@ -17,6 +18,9 @@ from workers.vsphere.session import Session
 
 #: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
 UNNAMED = "being made"
+
+#: in a run's memory: by which carrier each disk goes
+CARRIERS = "carriers"
 
 #: seconds that one message waits for the removal of a snapshot, which may take hours: rather often than long
 REMOVAL_WAIT = 20.0
@@ -106,7 +110,25 @@ class SnapshotPoint:
     def reader(self, disk: str) -> Reader:
         site = self.live.here.settings.site(self.live.run.site)
         limit = rate_of(f"site {self.live.run.site}", site.bytes_per_second)
-        return slow_reader(FileReader(datastore_file(self.mounts, self.disks[disk].file)), limit)
+        found = self.carried.of(self.disks[disk], snapshot=self.mounted)
+        return slow_reader(found.reader(), limit)
+
+    @property
+    def mounted(self) -> str | None:
+        """The snapshot whose disks are read; None = those of the VM itself."""
+        return self.moref
+
+    @cached_property
+    def carried(self) -> Carried:
+        """The way of each disk, chosen once per run and told then."""
+        before = self.live.recall(CARRIERS)
+        vm = self.state.identity.moref
+        found = Carried(self.session, vm, run=self.live.run.id, remembered=before)
+        choices = found.choose(self.disks.values(), reads=True)
+        if carriers.restored(before).keys() != choices.keys():
+            self.live.remember(**{CARRIERS: carriers.stored(choices)})
+            self.live.note(*words(self.disks.values(), choices))
+        return found
 
     def _frozen_config(self) -> VmConfig:
         return inventory.vm_config(self.session, self.state.identity.moref, self.moref)

@@ -167,7 +167,10 @@ class FileReader:
         return data
 
     def close(self) -> None:
-        os.close(self._fd)
+        """A second time does nothing: by then the number may be another open file's."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class FileWriter(FileReader):
@@ -190,8 +193,9 @@ class FileWriter(FileReader):
 
     def close(self) -> None:
         super().close()
-        if self._direct is not None:
-            os.close(self._direct)
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """Neighbouring pieces go out in one pwritev; zeroes become holes where the file system can."""

@@ -1,0 +1,112 @@
+"""The disks of one VM at a site, each by the carrier that was chosen for it: how they are read, held and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+
+from workers import carriers
+from workers.carriers import Choice
+from workers.disks import libnbd, nbdkit
+from workers.disks.carrier import Carrier
+from workers.disks.file import datastore_file
+from workers.disks.mounted import Mounted
+from workers.disks.nbd import Nbd
+from workers.disks.nbdkit import Export, Library
+from workers.errors import ConfigError
+from workers.models import Disk
+from workers.settings import Site
+from workers.settings.places import CarrierName
+from workers.vsphere import files
+from workers.vsphere.session import Session
+from workers.vsphere.transport import address
+
+
+def library(site: Site) -> Library:
+    assert site.vddk is not None
+    return Library(site.vddk.libdir, site.vddk.plugin, site.vddk.transports, site.vddk.compression)
+
+
+def obstacles(name: str, site: Site, disk: Disk, *, chain: bool = False) -> dict[CarrierName, str | None]:
+    """Why each carrier can not reach this disk from this worker; None where it can. `chain`: it is read as one of
+    several files that stand on one another."""
+    return {
+        "file": _no_file(name, site, disk, chain),
+        "nbd": _no_nbd(name, site),
+    }
+
+
+def _no_file(name: str, site: Site, disk: Disk, chain: bool) -> str | None:
+    try:
+        datastore_file(site.datastores, disk.file)
+    except ConfigError:
+        datastore = disk.file.partition("]")[0].removeprefix("[")
+        return f"the datastore {datastore} is not among sites.{name}.datastores"
+    if chain:
+        return "it stands on another snapshot of the VM, and only a base disk can be read as a file"
+    return None
+
+
+def _no_nbd(name: str, site: Site) -> str | None:
+    if site.vddk is None:
+        return f"sites.{name}.vddk does not say where VMware's library is"
+    try:
+        libnbd.library()
+    except ConfigError as err:
+        return str(err)
+    return nbdkit.missing(library(site))
+
+
+class Carried:
+    """Of one VM, for one run. What was chosen once holds for the run: `remembered` is what it remembers of that."""
+
+    def __init__(self, session: Session, moref: str, *, run: str = "", remembered: str | None = None) -> None:
+        self.session = session
+        self.site = session.site
+        self.moref = moref
+        self.run = run
+        self._before = carriers.restored(remembered)
+        self._chosen: dict[str, CarrierName] = dict(self._before)
+
+    def choose(self, disks: Iterable[Disk], *, reads: bool) -> dict[str, Choice]:
+        """The choice for each disk. `reads`: from a snapshot; else the disks themselves, to be written."""
+        found = {}
+        for disk in disks:
+            chain = reads and disk.parent is not None
+            why_not = obstacles(self.session.name, self.site, disk, chain=chain)
+            before = self._before.get(disk.id)
+            found[disk.id] = carriers.choose(f"{disk.label} ({disk.file})", self.site.carriers, why_not, before=before)
+            self._chosen[disk.id] = found[disk.id].carrier
+        return found
+
+    def of(self, disk: Disk, *, snapshot: str | None = None, file: str | None = None) -> Carrier:
+        """The way to a disk, by the carrier that `choose` gave it; `file` = another file of it than the live one."""
+        name = self._chosen[disk.id]
+        path = file or disk.file
+        if name == "nbd":
+            return Nbd(self._export(path, snapshot), files.DatastoreFile(self.session, path))
+        return Mounted(datastore_file(self.site.datastores, path))
+
+    def _export(self, file: str, snapshot: str | None) -> Export:
+        to = address(self.site.vcenter)
+        return Export(
+            library=library(self.site),
+            server=to.host,
+            port=to.port,
+            user=self.site.user,
+            password=self.site.password,
+            thumbprint=self._thumbprint,
+            vm=self.moref,
+            snapshot=snapshot,
+            file=file,
+            run=self.run,
+        )
+
+    @cached_property
+    def _thumbprint(self) -> str:
+        return files.sha1(self.session)
+
+
+def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:
+    """The choices as reasons of a run."""
+    return carriers.in_words((disk.label, choices[disk.id]) for disk in disks if disk.id in choices)
