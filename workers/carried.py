@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+
+import structlog
 
 from workers import carriers
 from workers.carriers import Choice
 from workers.disks import libnbd, nbdkit
 from workers.disks.carrier import Carrier
-from workers.disks.file import datastore_file
+from workers.disks.described import Described
+from workers.disks.file import Descriptor, datastore_file
 from workers.disks.mounted import Mounted
 from workers.disks.nbd import Nbd
 from workers.disks.nbdkit import Export, Library
@@ -21,10 +24,32 @@ from workers.vsphere import files
 from workers.vsphere.session import Session
 from workers.vsphere.transport import address
 
+log = structlog.get_logger()
+
+#: in a run's memory: by which carrier each disk goes
+CARRIERS = "carriers"
+
 
 def library(site: Site) -> Library:
     assert site.vddk is not None
     return Library(site.vddk.libdir, site.vddk.plugin, site.vddk.transports, site.vddk.compression)
+
+
+def content_id(session: Session, file: str) -> str:
+    """A disk's content id by its descriptor: where it is mounted, else through vCenter."""
+    return _descriptor(session, file).cid
+
+
+def capacity(session: Session, file: str) -> int:
+    return _descriptor(session, file).size
+
+
+def _descriptor(session: Session, file: str) -> Descriptor | Described:
+    try:
+        path = datastore_file(session.site.datastores, file)
+    except ConfigError:
+        return Described(files.DatastoreFile(session, file))
+    return Descriptor(path)
 
 
 def obstacles(name: str, site: Site, disk: Disk, *, chain: bool = False) -> dict[CarrierName, str | None]:
@@ -60,11 +85,21 @@ def _no_nbd(name: str, site: Site) -> str | None:
 class Carried:
     """Of one VM, for one run. What was chosen once holds for the run: `remembered` is what it remembers of that."""
 
-    def __init__(self, session: Session, moref: str, *, run: str = "", remembered: str | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        moref: str,
+        *,
+        run: str = "",
+        remembered: str | None = None,
+        over: Callable[[str], bool] = lambda run: False,
+    ) -> None:
+        """`over`: whether a run is known to have ended, so that what it left on this machine goes first."""
         self.session = session
         self.site = session.site
         self.moref = moref
         self.run = run
+        self._over: Callable[[str], bool] | None = over
         self._before = carriers.restored(remembered)
         self._chosen: dict[str, CarrierName] = dict(self._before)
 
@@ -79,11 +114,18 @@ class Carried:
             self._chosen[disk.id] = found[disk.id].carrier
         return found
 
+    def knows(self, disk: Disk) -> bool:
+        return disk.id in self._chosen
+
     def of(self, disk: Disk, *, snapshot: str | None = None, file: str | None = None) -> Carrier:
         """The way to a disk, by the carrier that `choose` gave it; `file` = another file of it than the live one."""
         name = self._chosen[disk.id]
         path = file or disk.file
         if name == "nbd":
+            if self._over is not None:
+                for sentence in nbdkit.end_left_behind(self._over):
+                    log.warning(sentence, run=self.run)
+                self._over = None
             return Nbd(self._export(path, snapshot), files.DatastoreFile(self.session, path))
         return Mounted(datastore_file(self.site.datastores, path))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from workers import faults, quarantine
 from workers.catalogue import PLAN
-from workers.errors import Conflict, FencedOut, Transient, UnderstudyError
+from workers.errors import Conflict, FencedOut, NotFound, Transient, UnderstudyError
 from workers.models import Run, Slice
 from workers.settings import seconds
 
@@ -30,6 +30,13 @@ class Claims:
 
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
+
+    def over(self, run: str) -> bool:
+        """Whether the run is known to have ended. One that this catalogue does not know may be another realm's."""
+        try:
+            return not self.here.catalogue.run(run).live
+        except NotFound:
+            return False
 
     @property
     def planned(self) -> bool:

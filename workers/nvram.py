@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from workers.disks.file import datastore_file
-from workers.errors import UnderstudyError
+from workers.errors import ConfigError, UnderstudyError
 from workers.vsphere import inventory
 from workers.vsphere.session import Session
 
@@ -37,7 +37,10 @@ def write(
     if file is None:
         return note("the NVRAM was not written: vCenter names no file for it yet")
     wanted = base64.b64decode(text)
-    path = datastore_file(mounts, file)
+    try:
+        path = datastore_file(mounts, file)
+    except ConfigError:
+        return note(f"the NVRAM (firmware settings) was not written: its datastore is not mounted here ({file})")
     try:
         if not path.exists() or path.read_bytes() != wanted:
             with open(path, "wb") as opened:

@@ -9,10 +9,10 @@ from contextlib import closing
 
 from workers import approval, faults, nvram, plan, spread, undo_kept
 from workers.destination import datastore_of, differences
-from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.carrier import Held
 from workers.disks.saving import ReadWriter
 from workers.disks.throttle import rate_of, slow_writer
-from workers.errors import Refused, Touched
+from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
@@ -110,7 +110,7 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
 
     def _situation(self, extents: Mapping[str, Extents]) -> str:
-        """Digest of what the slices are planned for: later messages may find other points, disks or reasons."""
+        """Digest of what the slices are planned for."""
         assert self.goal is not None
         found = hashlib.sha256(f"{self.store.id} {self.goal.id} {self.decision.mode == 'compare'}".encode())
         for disk, todo in sorted(extents.items()):
@@ -197,7 +197,7 @@ class ReplicaTarget(NewReplica):
                 disks=old.disks,
                 fresh=old.fresh,
                 compare=compare,
-            ).model_copy(update={"undo": undo})
+            ).model_copy(update={"undo": undo, "library": old.library})
         )
         faults.at("cursor.applying")
 
@@ -273,8 +273,9 @@ class ReplicaTarget(NewReplica):
             )
             self._reread()
             faults.at("hardware.after")
+        self._remember_ways()
         for disk in self._disks().values():
-            Descriptor(self._path(disk)).renew_cid(plan.new_cid(taking, disk.id))
+            self._way(disk).renew(plan.new_cid(taking, disk.id))
         self._reread()
         faults.at("own.renewed")
         if not replica.content_evidence(self.state):
@@ -288,6 +289,7 @@ class ReplicaTarget(NewReplica):
                     "content": replica.content_evidence(self.state),
                     "taking": "",
                     "disks": replica.disk_binding(self.state),
+                    "library": self.alone,
                     "nonce": nonce(),
                 }
             )
@@ -306,21 +308,21 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
+        if self.alone:
+            return in_slices(todo, max(todo.total, 1))
         tuning = self.here.settings.tuning
-        most = size(tuning.slice_size)
-        return in_slices(todo, spread.slice_bytes(todo.total, most=most, workers=tuning.spread))
+        return in_slices(todo, spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread))
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         disk = self._disks()[part.disk]
-        path = self._path(disk)
         faults.at("slice.locking")
-        with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+        with self._way(disk).hold(part.done, part.end - part.done, wait=self._wait()) as held:
             faults.at("slice.locked")
             self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
-            with closing(self._opened(disk, part)) as destination:
+            with closing(self._opened(held, disk, part)) as destination:
                 copied = copy(
                     source,
                     slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
@@ -341,9 +343,9 @@ class ReplicaTarget(NewReplica):
             )
         )
 
-    def _opened(self, disk: Disk, part: Slice) -> ReadWriter:
+    def _opened(self, held: Held, disk: Disk, part: Slice) -> ReadWriter:
         """The disk, to be written under the lock on the slice's range."""
-        writer = FileWriter(self._path(disk), holes=disk.thin)
+        writer = held.writer(holes=disk.thin)
         try:
             return undo_kept.saving(self.site.datastores, self._kept(), disk, writer, part, self._wait())
         except BaseException:
@@ -354,7 +356,7 @@ class ReplicaTarget(NewReplica):
         """A look at what was written and synced. What a restore point gives has a digest that verifies it later."""
 
     def flush(self) -> None:
-        """Each slice is synced and checkpointed as it ends."""
+        """Each slice is checkpointed as it ends."""
 
     def commit(self) -> RunReport:
         assert self.cursor is not None and self.goal is not None
@@ -378,6 +380,8 @@ class ReplicaTarget(NewReplica):
         """Since the slices began nobody else opened the disks: else what was checkpointed proves nothing."""
         self._reread()
         assert self.state is not None and self.cursor is not None
+        if (why := plan.left_by_library(self.cursor, self.state, replica.content_evidence(self.state))) is not None:
+            raise Transient(f"{why}; all of it is compared")
         self._still(self.cursor.content)
         if self.state.snapshots:
             raise Refused(

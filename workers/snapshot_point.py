@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import cast
 
 from workers import carriers, faults, nvram, plan
-from workers.carried import Carried, words
+from workers.carried import CARRIERS, Carried, words
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
@@ -18,9 +18,6 @@ from workers.vsphere.session import Session
 
 #: remembered while the snapshot is made: if nobody lives to write its moref down, the reaper still knows of it
 UNNAMED = "being made"
-
-#: in a run's memory: by which carrier each disk goes
-CARRIERS = "carriers"
 
 #: seconds that one message waits for the removal of a snapshot, which may take hours: rather often than long
 REMOVAL_WAIT = 20.0
@@ -123,7 +120,7 @@ class SnapshotPoint:
         """The way of each disk, chosen once per run and told then."""
         before = self.live.recall(CARRIERS)
         vm = self.state.identity.moref
-        found = Carried(self.session, vm, run=self.live.run.id, remembered=before)
+        found = Carried(self.session, vm, run=self.live.run.id, remembered=before, over=self.live.over)
         choices = found.choose(self.disks.values(), reads=True)
         if carriers.restored(before).keys() != choices.keys():
             self.live.remember(**{CARRIERS: carriers.stored(choices)})

@@ -17,7 +17,7 @@ from blake3 import blake3
 from workers import faults, nvram
 from workers.destination import datastore_of
 from workers.disks import undo_file
-from workers.disks.file import Descriptor, FileWriter, check_unowned, datastore_file
+from workers.disks.file import Descriptor, check_unowned, datastore_file
 from workers.disks.saving import ReadWriter, Saving
 from workers.disks.undo_file import UndoFile
 from workers.errors import ConfigError, NotFound, StoreDamaged, UnderstudyError
@@ -133,7 +133,7 @@ def load(mounts: Mounts, file: str) -> Kept:
 # --- while it is written ------------------------------------------------------------------------------------------
 
 
-def saving(mounts: Mounts, kept: Kept | None, disk: Disk, writer: FileWriter, part: Slice, wait: float) -> ReadWriter:
+def saving(mounts: Mounts, kept: Kept | None, disk: Disk, writer: ReadWriter, part: Slice, wait: float) -> ReadWriter:
     """The disk, which keeps what is overwritten from now on. The caller has the lock on the slice's range."""
     of = kept.of(disk) if kept is not None else None
     if of is None:

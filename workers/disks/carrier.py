@@ -33,6 +33,9 @@ class Carrier(Protocol):
     def hold(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[Held]:
         """Keep other writers out of a range; `length` 0 = to the disk's end. `DiskBusy` after `wait` seconds."""
 
+    def unwritten(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
+        """Keep writers out of a range that is read meanwhile, where reading alone does not keep them out."""
+
     def still(self, *, wait: float) -> AbstractContextManager[None]:
         """No writer that held any part before is at work, and whoever comes later must check its fence once more.
 

@@ -34,6 +34,9 @@ class Mounted:
     def writer(self, *, holes: bool) -> ReadWriter:
         return FileWriter(self.path, holes=holes)
 
+    def unwritten(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
+        return FileLock(Descriptor(self.path).flat).lock(offset, length, wait=wait)
+
     def still(self, *, wait: float) -> AbstractContextManager[None]:
         return FileLock(Descriptor(self.path).flat).lock(0, 0, wait=wait)
 

@@ -169,13 +169,16 @@ class Process:
         deadline = time.monotonic() + START_WAIT
         pause = 0.002
         while True:
-            try:
-                return connect(str(self.socket))
-            except OSError as err:
-                if self._process.poll() is not None:
-                    raise self.error(f"nbdkit ended with {self._process.returncode}") from err
-                if err.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() > deadline:
-                    raise self.error(f"opening: {err.strerror or err}") from err
+            if self.socket.exists():  # ENOENT is how libnbd says that the server could not open the disk
+                try:
+                    return connect(str(self.socket))
+                except OSError as err:
+                    if err.errno != errno.ECONNREFUSED:  # bound, and not listening yet
+                        raise self.error(f"opening: {err.strerror or err}") from err
+            if self._process.poll() is not None:
+                raise self.error(f"nbdkit ended with {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise self.error("nbdkit did not begin to listen")
             time.sleep(pause)
             pause = min(0.05, pause * 2)
 

@@ -69,6 +69,10 @@ class Site(Model):
     def password(self) -> str:
         return secrets.read(self.password_file, self.password_env, f"the password of {self.user} at {self.vcenter}")
 
+    def reaches(self, datastore: str) -> bool:
+        """Whether there is any way to the disks on it, as far as the configuration says."""
+        return datastore in self.datastores or (self.vddk is not None and "nbd" in self.carriers)
+
     @property
     def bytes_per_second(self) -> int | None:
         return size(self.worker_rate) if self.worker_rate is not None else None
