@@ -23,6 +23,8 @@ FULL: dict[str, Any] = {
         "prod": {
             "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
             "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
+            "carriers": ["file", "nbd"],
+            "vddk": {"libdir": "vddk", "plugin": "vddk", "transports": "nbd", "compression": "skipz"},
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 
 import structlog
@@ -17,7 +17,8 @@ from workers.disks.mounted import Mounted
 from workers.disks.nbd import Nbd
 from workers.disks.nbdkit import Export, Library
 from workers.errors import ConfigError
-from workers.models import Disk
+from workers.models import Disk, VmState
+from workers.run import Live
 from workers.settings import Site
 from workers.settings.places import CarrierName
 from workers.vsphere import files
@@ -147,6 +148,41 @@ class Carried:
     @cached_property
     def _thumbprint(self) -> str:
         return files.sha1(self.session)
+
+
+class Ways:
+    """The disks of a VM that a run writes: each by one carrier in all of the run, whoever goes on with it."""
+
+    def __init__(self, live: Live, session: Session) -> None:
+        self._live = live
+        self._session = session
+        self._carried: Carried | None = None
+
+    def of(self, state: VmState, disk: Disk, file: str | None = None, *, snapshot: str | None = None) -> Carrier:
+        """The way to a disk, or to another file of it than the live one."""
+        moref = state.identity.moref
+        if self._carried is None or self._carried.moref != moref:
+            before, run = self._live.recall(CARRIERS), self._live.run.id
+            self._carried = Carried(self._session, moref, run=run, remembered=before, over=self._live.over)
+        if not self._carried.knows(disk):
+            self._carried.choose([disk], reads=False)
+        return self._carried.of(disk, snapshot=snapshot, file=file)
+
+    def remember(self, state: VmState, disks: Collection[Disk]) -> None:
+        """What is chosen becomes the run's, and its reasons too."""
+        before = self._live.recall(CARRIERS)
+        if not disks or carriers.restored(before).keys() >= {disk.id for disk in disks}:
+            return
+        self.of(state, next(iter(disks)))
+        assert self._carried is not None
+        choices = self._carried.choose(disks, reads=False)
+        self._live.remember(**{CARRIERS: carriers.stored(choices)})
+        self._live.note(*words(disks, choices))
+
+    @property
+    def alone(self) -> bool:
+        """Whether one worker writes all of the VM, for VMware's library gives its disks content ids of its own."""
+        return "nbd" in carriers.restored(self._live.recall(CARRIERS)).values()
 
 
 def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:

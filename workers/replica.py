@@ -102,7 +102,7 @@ class Replica:
             )
         return found
 
-    def _note(self, *reasons: str) -> None:
+    def _note(self, reason: str) -> None:
         """A reason for people; only a run has somewhere to keep it."""
 
     def _find(self) -> VmState | None:

@@ -8,10 +8,9 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Literal
 
-from workers import carriers, faults, plan, undo_kept
-from workers.carried import CARRIERS, Carried, words
+from workers import faults, plan, undo_kept
+from workers.carried import Ways
 from workers.disks.carrier import Carrier
-from workers.disks.nbd import Nbd
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
 from workers.pins_elsewhere import unpin_elsewhere
@@ -35,7 +34,6 @@ class HeldReplica(Replica):
 
     def __init__(self, live: Live, pair: Pair) -> None:
         self.live = live
-        self._carried: Carried | None = None
         self._known: tuple[str, undo_kept.Kept] | None = None
         super().__init__(
             live.here,
@@ -45,9 +43,10 @@ class HeldReplica(Replica):
             full=live.recall("full"),
             back_to=live.recall(BACK_TO),
         )
+        self.ways = Ways(live, self.session)
 
-    def _note(self, *reasons: str) -> None:
-        self.live.note(*reasons)
+    def _note(self, reason: str) -> None:
+        self.live.note(reason)
 
     def committed_by(self, run_id: str) -> bool:
         return self.cursor is not None and self.cursor.state == "committed" and self.cursor.run == run_id
@@ -194,31 +193,7 @@ class HeldReplica(Replica):
     def _way(self, disk: Disk, file: str | None = None, *, snapshot: str | None = None) -> Carrier:
         """The carrier of a disk of the replica, or of another file of it than the live one."""
         assert self.state is not None
-        moref = self.state.identity.moref
-        if self._carried is None or self._carried.moref != moref:
-            before = self.live.recall(CARRIERS)
-            run = self.live.run.id
-            self._carried = Carried(self.session, moref, run=run, remembered=before, over=self.live.over)
-        if not self._carried.knows(disk):
-            self._carried.choose([disk], reads=False)
-        return self._carried.of(disk, snapshot=snapshot, file=file)
-
-    def _remember_ways(self) -> None:
-        """A disk has one carrier in a run, whoever goes on with it; the reasons are the run's."""
-        disks = list(self._disks().values())
-        before = self.live.recall(CARRIERS)
-        if not disks or carriers.restored(before).keys() >= {disk.id for disk in disks}:
-            return
-        self._way(disks[0])
-        assert self._carried is not None
-        choices = self._carried.choose(disks, reads=False)
-        self.live.remember(**{CARRIERS: carriers.stored(choices)})
-        self._note(*words(disks, choices))
-
-    @property
-    def alone(self) -> bool:
-        """Whether one worker writes all of the replica, for VMware's library gives disks content ids of its own."""
-        return any(name == Nbd.name for name in carriers.restored(self.live.recall(CARRIERS)).values())
+        return self.ways.of(self.state, disk, file, snapshot=snapshot)
 
     def _patience(self) -> float:
         """How long one vCenter task is waited for before the run comes back later."""

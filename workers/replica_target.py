@@ -273,7 +273,7 @@ class ReplicaTarget(NewReplica):
             )
             self._reread()
             faults.at("hardware.after")
-        self._remember_ways()
+        self.ways.remember(self.state, self._disks().values())
         for disk in self._disks().values():
             self._way(disk).renew(plan.new_cid(taking, disk.id))
         self._reread()
@@ -289,7 +289,7 @@ class ReplicaTarget(NewReplica):
                     "content": replica.content_evidence(self.state),
                     "taking": "",
                     "disks": replica.disk_binding(self.state),
-                    "library": self.alone,
+                    "library": self.ways.alone,
                     "nonce": nonce(),
                 }
             )
@@ -308,7 +308,7 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        if self.alone:
+        if self.ways.alone:
             return in_slices(todo, max(todo.total, 1))
         tuning = self.here.settings.tuning
         return in_slices(todo, spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread))
