@@ -9,6 +9,7 @@ import structlog
 
 from workers import carriers
 from workers.carriers import Choice
+from workers.disks import hotadd as attached
 from workers.disks import libnbd, nbdkit
 from workers.disks.carrier import Carrier
 from workers.disks.described import Described
@@ -21,7 +22,7 @@ from workers.models import Disk, VmState
 from workers.run import Live
 from workers.settings import Site
 from workers.settings.places import CarrierName
-from workers.vsphere import files
+from workers.vsphere import files, hotadd
 from workers.vsphere.session import Session
 from workers.vsphere.transport import address
 
@@ -53,13 +54,39 @@ def _descriptor(session: Session, file: str) -> Descriptor | Described:
     return Descriptor(path)
 
 
-def obstacles(name: str, site: Site, disk: Disk, *, chain: bool = False) -> dict[CarrierName, str | None]:
+def obstacles(session: Session, disk: Disk, *, chain: bool = False) -> dict[CarrierName, str | None]:
     """Why each carrier can not reach this disk from this worker; None where it can. `chain`: it is read as one of
     several files that stand on one another."""
+    name, site = session.name, session.site
     return {
         "file": _no_file(name, site, disk, chain),
         "nbd": _no_nbd(name, site),
+        "hotadd": _no_hotadd(session),
     }
+
+
+def _no_hotadd(session: Session) -> str | None:
+    """Asked only where it is wanted: it is a question to vCenter."""
+    if "hotadd" not in session.site.carriers:
+        return f"sites.{session.name}.carriers does not name it"
+    try:
+        own_vm(session)
+    except ConfigError as err:
+        return str(err)
+    return None
+
+
+def own_vm(session: Session) -> str:
+    """The moref of the VM that this worker is. Raises `ConfigError`."""
+    return hotadd.own_vm(session, session.site.hotadd.vm or hotadd.own_uuid())
+
+
+def detach_left_behind(session: Session) -> list[str]:
+    """Of what this worker's VM has attached, what dead processes left there. Before a snapshot goes, its disks must."""
+    if "hotadd" not in session.site.carriers:
+        return []
+    moref = own_vm(session)
+    return attached.detach_left_behind(session.name, lambda file: hotadd.OwnVm(session, moref, file))
 
 
 def _no_file(name: str, site: Site, disk: Disk, chain: bool) -> str | None:
@@ -109,7 +136,7 @@ class Carried:
         found = {}
         for disk in disks:
             chain = reads and disk.parent is not None
-            why_not = obstacles(self.session.name, self.site, disk, chain=chain)
+            why_not = obstacles(self.session, disk, chain=chain)
             before = self._before.get(disk.id)
             found[disk.id] = carriers.choose(f"{disk.label} ({disk.file})", self.site.carriers, why_not, before=before)
             self._chosen[disk.id] = found[disk.id].carrier
@@ -128,6 +155,10 @@ class Carried:
                     log.warning(sentence, run=self.run)
                 self._over = None
             return Nbd(self._export(path, snapshot), files.DatastoreFile(self.session, path))
+        if name == "hotadd":
+            slot = hotadd.OwnVm(self.session, self._own_vm, path)
+            text = files.DatastoreFile(self.session, path)
+            return attached.Hotadd(slot, text, site=self.session.name, devices=self.site.hotadd.devices)
         return Mounted(datastore_file(self.site.datastores, path))
 
     def _export(self, file: str, snapshot: str | None) -> Export:
@@ -144,6 +175,12 @@ class Carried:
             file=file,
             run=self.run,
         )
+
+    @cached_property
+    def _own_vm(self) -> str:
+        for sentence in detach_left_behind(self.session):
+            log.warning(sentence, run=self.run)
+        return own_vm(self.session)
 
     @cached_property
     def _thumbprint(self) -> str:
@@ -181,8 +218,8 @@ class Ways:
 
     @property
     def alone(self) -> bool:
-        """Whether one worker writes all of the VM, for VMware's library gives its disks content ids of its own."""
-        return "nbd" in carriers.restored(self._live.recall(CARRIERS)).values()
+        """Whether one worker writes all of the VM, for hosts that write its disks give them content ids."""
+        return any(name != Mounted.name for name in carriers.restored(self._live.recall(CARRIERS)).values())
 
 
 def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workers.carried import detach_left_behind
 from workers.disks import nbdkit
 from workers.errors import NotFound, Refused
 from workers.models import Run, RunKind
@@ -39,6 +40,7 @@ def _over(here: Here, run_id: str) -> bool:
 def _remove_snapshot(here: Here, ended: Run) -> None:
     _, store_name, uuid = ended.target.split(":", 2)
     session = connect(ended.site, here.settings.site(ended.site))
+    detach_left_behind(session)
     found = inventory.find_uuid(session, uuid)
     if found is not None:
         left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, ended.id))

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import cast
 
 from workers import carriers, faults, nvram, plan
-from workers.carried import CARRIERS, Carried, words
+from workers.carried import CARRIERS, Carried, detach_left_behind, words
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
@@ -176,6 +176,8 @@ def remove_snapshots(live: Live, session: Session, uuid: str) -> list[str]:
         return []
     ours = prefix(live.here.catalogue.realm)
     left: list[str] = []
+    for sentence in detach_left_behind(session):
+        live.note(sentence)
     known = {moref} - {UNNAMED} if (moref := live.recall("snapshot")) is not None else set()
     for node in inventory.vm_state(session, found.identity.moref).snapshots:
         if not node.name.startswith(ours):

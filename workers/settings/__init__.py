@@ -9,7 +9,7 @@ import os
 
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
-from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings, Vddk
+from workers.settings.places import Flower, Hotadd, RecoveryTarget, Site, StoreSettings, Vddk
 from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
@@ -20,6 +20,7 @@ __all__ = [
     "FAULT",
     "Flower",
     "Group",
+    "Hotadd",
     "Keep",
     "Loaded",
     "RecoveryTarget",

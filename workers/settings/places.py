@@ -36,6 +36,15 @@ class Vddk(Model):
     compression: Literal["none", "zlib", "fastlz", "skipz"] = "none"
 
 
+class Hotadd(Model):
+    """The worker's own VM, for the carrier hotadd: it must be a VM of the same vCenter."""
+
+    #: its BIOS UUID; without it the worker asks its own machine, which only root may
+    vm: str | None = None
+    #: where this machine names its disks by their ids
+    devices: Path = Path("/dev/disk/by-id")
+
+
 class Site(Model):
     """One vCenter, the datastores behind it, the workers that can reach it (queue data.<site>)."""
 
@@ -61,6 +70,8 @@ class Site(Model):
     carriers: tuple[CarrierName, ...] = Field(default=("file", "nbd"), min_length=1)
     #: VMware's own library on this site's workers, for the carrier nbd
     vddk: Vddk | None = None
+    #: the worker's own VM, for the carrier hotadd
+    hotadd: Hotadd = Hotadd()
     #: bytes a second that each worker process reads from, or writes to, this site's disks at most; none = no limit
     worker_rate: Size | None = None
 
@@ -71,7 +82,8 @@ class Site(Model):
 
     def reaches(self, datastore: str) -> bool:
         """Whether there is any way to the disks on it, as far as the configuration says."""
-        return datastore in self.datastores or (self.vddk is not None and "nbd" in self.carriers)
+        nbd = self.vddk is not None and "nbd" in self.carriers
+        return datastore in self.datastores or nbd or "hotadd" in self.carriers
 
     @property
     def bytes_per_second(self) -> int | None:
