@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +47,17 @@ def needed() -> None:
         if os.environ.get("CI"):
             pytest.fail(f"{why}; deploy/setup.sh installs it")
         pytest.skip(why)
+
+
+@contextmanager
+def alone() -> Iterator[Path]:
+    """Sockets, registers and locks of this test alone. Its path is short: a socket's may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="us-", dir="/tmp") as folder:
+        before, tempfile.tempdir = tempfile.tempdir, folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
 
 
 class Standin:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pyVmomi import vim
 
-from tests.disks.standin import Standin, needed, plugin
+from tests.disks.standin import Standin, alone, needed, plugin
+from tests.integration.test_restore import assert_holds, of, restored
+from tests.integration.test_verify import base, check, grown, rot
 from tests.integration.vcenter import PASSWORD, USER, Vcenter
 from tests.integration.world import MIB, World
 from workers import backup
@@ -30,7 +32,7 @@ def sha1(certificate: Path) -> str:
 
 
 @pytest.fixture
-def make(make_world: Callable[..., World], vcenters: tuple[Vcenter, Vcenter], tmp_path: Path) -> Make:
+def make(make_world: Callable[..., World], vcenters: tuple[Vcenter, Vcenter], tmp_path: Path) -> Iterator[Make]:
     needed()
 
     def made(carriers: str = "", **settings: object) -> tuple[World, dict[str, Standin]]:
@@ -43,7 +45,8 @@ def make(make_world: Callable[..., World], vcenters: tuple[Vcenter, Vcenter], tm
             lines[vcenter.name] = [*carriers.splitlines(), f'vddk = {{ libdir = "{folder}", plugin = "{plugin()}" }}']
         return make_world(sites=lines, **settings), standins
 
-    return made
+    with alone():
+        yield made
 
 
 def reasons(world: World, run: str) -> str:
@@ -80,6 +83,21 @@ def test_a_backup_and_a_sync_of_what_is_mounted_nowhere(make: Make) -> None:
     assert no_process_is_left()
     secrets = [line for line in (*standins["prod"].log, *standins["dr"].log) if PASSWORD in line]
     assert not secrets
+
+
+def test_rot_is_mended_and_a_vm_restored_by_the_library(make: Make) -> None:
+    world, _ = make(mounted=())
+    point = grown(world, "far-02")
+    rot(base(world, "far-02"), 3 * MIB + 5)
+    mended = check(world, "far-02", repair=True)
+    assert mended.state is RunState.SUCCEEDED and mended.written == 4096
+    world.assert_replica_is("far-02", point)
+    assert check(world, "far-02").state is RunState.SUCCEEDED
+
+    report = restored(world, "far-02", to="far-new", point=point)
+    assert "go by nbd" in reasons(world, report.run)
+    assert_holds(world, world.state("far-new"), "prod", of(world, point))
+    assert no_process_is_left()
 
 
 def test_a_disk_that_stands_on_somebodys_snapshot_is_read_by_the_library(make: Make) -> None:

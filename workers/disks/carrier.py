@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol
 
 from workers.disks.saving import ReadWriter
 from workers.point import Reader
+from workers.settings.places import CarrierName
 
 
 class Held(Protocol):
@@ -23,7 +24,7 @@ class Carrier(Protocol):
     """One disk. Nothing is opened before it is asked for; each method may be called again."""
 
     #: as the site's `carriers` names it
-    name: ClassVar[str]
+    name: ClassVar[CarrierName]
     #: whether whoever holds a range holds the whole disk, so that a disk is the work of one worker at a time
     whole: ClassVar[bool]
 

@@ -22,6 +22,7 @@ from workers.disks.block import BlockReader, BlockWriter
 from workers.disks.described import Described, Text
 from workers.disks.saving import ReadWriter
 from workers.errors import CarrierFailed, DiskBusy, UnderstudyError
+from workers.settings.places import CarrierName
 
 #: where Linux names disks by their ids, and its SCSI hosts
 BY_ID = Path("/dev/disk/by-id")
@@ -45,7 +46,7 @@ class Slot(Protocol):
 class Hotadd:
     """One disk by the worker's own VM."""
 
-    name: ClassVar[str] = "hotadd"
+    name: ClassVar[CarrierName] = "hotadd"
     whole: ClassVar[bool] = True
 
     def __init__(self, slot: Slot, descriptor: Text, *, site: str, devices: Path = BY_ID) -> None:

@@ -9,12 +9,13 @@ from typing import ClassVar
 
 from workers.disks.file import Descriptor, FileLock, FileReader, FileWriter
 from workers.disks.saving import ReadWriter
+from workers.settings.places import CarrierName
 
 
 class Mounted:
     """Ranges are locked against other workers; the lock is gone with its process, and vCenter does not see it."""
 
-    name: ClassVar[str] = "file"
+    name: ClassVar[CarrierName] = "file"
     whole: ClassVar[bool] = False
 
     def __init__(self, descriptor: Path) -> None:

@@ -18,6 +18,7 @@ from workers.disks.saving import ReadWriter
 from workers.errors import DiskBusy
 from workers.extents import EMPTY, Extents
 from workers.point import Piece
+from workers.settings.places import CarrierName
 
 #: seconds between two tries to open a disk that somebody has
 _AGAIN = 0.5
@@ -131,7 +132,7 @@ def _joined(pieces: Sequence[Piece]) -> Iterator[Request]:
 class Nbd:
     """One disk by VMware's library."""
 
-    name: ClassVar[str] = "nbd"
+    name: ClassVar[CarrierName] = "nbd"
     whole: ClassVar[bool] = True
 
     def __init__(self, export: Export, descriptor: Text) -> None:

@@ -248,9 +248,9 @@ def in_words(file: str, said: str, why: str) -> UnderstudyError:
 
 
 def _last(said: str) -> str:
-    """The errors in what was printed, the first ones: what follows is their echo."""
+    """The last errors in what was printed: one that is tried again inside may be followed by another."""
     lines = [line.strip() for line in said.splitlines() if "error:" in line.lower()]
-    return "; ".join(dict.fromkeys(line.split("error:", 1)[-1].strip() for line in lines[:3]))
+    return "; ".join(dict.fromkeys(line.split("error:", 1)[-1].strip() for line in lines[-3:]))
 
 
 # --- what is left behind ------------------------------------------------------------------------------------------

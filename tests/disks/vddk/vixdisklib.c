@@ -8,7 +8,8 @@
  *   locked N      the next N openings find the disk locked           refused   logins are refused
  *   fails N       the N-th read or write from now on fails           timeout N the same, as a host that went silent
  *   slow N        each read and write takes N microseconds           hang      reads and writes wait until it is gone
- * `log` in that folder gets a line for each connection and opening.
+ * `log` in that folder gets a line for each connection, opening and closing, which says how many requests were under
+ * way at once at most.
  *
  * As VMware's library it lets one writer open a disk, and none while somebody reads it; and the first write after an
  * opening gives the disk a new content id.
@@ -56,9 +57,10 @@ typedef struct {
 typedef struct { uint64_t offset, length; } Block;
 typedef struct { uint32_t count; Block blocks[1]; } Blocks;
 typedef struct { int read_only; } Login;
-typedef struct { int fd, read_only, written; char descriptor[PATHS]; } Disk;
+typedef struct { int fd, read_only, written, under_way, most; char descriptor[PATHS]; } Disk;
 
 static pthread_mutex_t one = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
 
 static const char *beside(const char *name) { /* a file beside this library; each thread has its own answer */
   static __thread char path[PATHS];
@@ -192,7 +194,6 @@ API Err VixDiskLib_Open(void *login, const char *name, uint32_t flags, void **ou
   return err;
 }
 API const char *VixDiskLib_GetTransportMode(void *disk) { return "nbdssl"; }
-API Err VixDiskLib_Close(void *disk) { close(((Disk *)disk)->fd); free(disk); return OK; }
 API Err VixDiskLib_GetInfo(void *disk, Info **out) {
   struct stat about;
   if (fstat(((Disk *)disk)->fd, &about)) return FAIL;
@@ -243,15 +244,49 @@ static Err move(Disk *d, uint64_t sector, uint64_t count, unsigned char *bytes, 
 }
 API Err VixDiskLib_Read(void *d, uint64_t s, uint64_t n, unsigned char *b) { return move(d, s, n, b, 0); }
 API Err VixDiskLib_Write(void *d, uint64_t s, uint64_t n, const unsigned char *b) { return move(d, s, n, (void *)b, 1); }
-API Err VixDiskLib_ReadAsync(void *d, uint64_t s, uint64_t n, unsigned char *b, Done *done, void *data) {
-  done(data, move(d, s, n, b, 0));
+typedef struct { Disk *disk; uint64_t sector, count; unsigned char *bytes; int writing; Done *done; void *data; } Job;
+
+static void *work(void *of) { /* told from a thread of its own, as VMware's library does it */
+  Job *job = of;
+  job->done(job->data, move(job->disk, job->sector, job->count, job->bytes, job->writing));
+  pthread_mutex_lock(&one);
+  job->disk->under_way--;
+  pthread_cond_broadcast(&ended);
+  pthread_mutex_unlock(&one);
+  free(job);
+  return NULL;
+}
+
+static Err begin(Disk *d, uint64_t sector, uint64_t count, unsigned char *bytes, int writing, Done *done, void *data) {
+  Job *job = malloc(sizeof *job);
+  pthread_t thread;
+  *job = (Job){d, sector, count, bytes, writing, done, data};
+  pthread_mutex_lock(&one);
+  if (++d->under_way > d->most) d->most = d->under_way;
+  pthread_mutex_unlock(&one);
+  if (pthread_create(&thread, NULL, work, job)) abort();
+  pthread_detach(thread);
   return ASYNC;
+}
+API Err VixDiskLib_ReadAsync(void *d, uint64_t s, uint64_t n, unsigned char *b, Done *done, void *data) {
+  return begin(d, s, n, b, 0, done, data);
 }
 API Err VixDiskLib_WriteAsync(void *d, uint64_t s, uint64_t n, const unsigned char *b, Done *done, void *data) {
-  done(data, move(d, s, n, (void *)b, 1));
-  return ASYNC;
+  return begin(d, s, n, (void *)b, 1, done, data);
 }
-API Err VixDiskLib_Wait(void *disk) { return OK; }
+API Err VixDiskLib_Wait(void *disk) {
+  pthread_mutex_lock(&one);
+  while (((Disk *)disk)->under_way) pthread_cond_wait(&ended, &one);
+  pthread_mutex_unlock(&one);
+  return OK;
+}
+API Err VixDiskLib_Close(void *disk) {
+  VixDiskLib_Wait(disk);
+  note("close most=%d", ((Disk *)disk)->most);
+  close(((Disk *)disk)->fd);
+  free(disk);
+  return OK;
+}
 API Err VixDiskLib_Flush(void *disk) { return fdatasync(((Disk *)disk)->fd) ? FAIL : OK; }
 API Err VixDiskLib_Create(void *login, const char *name, const void *how, void *progress, void *data) {
   return UNSUPPORTED;
