@@ -207,7 +207,7 @@ class ReplicaTarget(NewReplica):
         It is kept from the first write after a commit, or not at all: what was overwritten before is lost.
         """
         assert self.state is not None
-        why = undo_kept.reason(self.here.settings, self.pair)
+        why = undo_kept.possible(self.here.settings, self.pair, self.state, self._note)
         if old.state == "applying":
             lost = "it is not wanted" if why is None else self.doubt
             lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)

@@ -8,6 +8,7 @@ from typing import cast
 
 from workers import carriers, faults, nvram, plan
 from workers.carried import CARRIERS, Carried, detach_left_behind, words
+from workers.disks.lent import Lent
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
@@ -33,6 +34,9 @@ def prefix(realm: str) -> str:
 
 class SnapshotPoint:
     """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
+
+    #: the disk that was read last, by its id. One carrier takes seconds to open it, and slices of a disk come in a row
+    _open: tuple[str, Reader] | None = None
 
     #: why nobody can say what changed, whatever change tracking answers
     untracked: str | None = None
@@ -107,13 +111,25 @@ class SnapshotPoint:
     def reader(self, disk: str) -> Reader:
         site = self.live.here.settings.site(self.live.run.site)
         limit = rate_of(f"site {self.live.run.site}", site.bytes_per_second)
-        found = self.carried.of(self.disks[disk], snapshot=self.mounted)
-        return slow_reader(found.reader(), limit)
+        if self._open is None or self._open[0] != disk:
+            self.close()
+            self._open = disk, self.carried.of(self.disks[disk], snapshot=self.mounted).reader()
+        return slow_reader(Lent(self._open[1]), limit)
+
+    def close(self) -> None:
+        """Let go of the disk that was read last: a disk that is open keeps its snapshot from being removed."""
+        held, self._open = self._open, None
+        if held is not None:
+            held[1].close()
 
     @property
     def mounted(self) -> str | None:
         """The snapshot whose disks are read; None = those of the VM itself."""
         return self.moref
+
+    def choose(self) -> Carried:
+        """The way of each disk, before the first slice: helpers find what was chosen."""
+        return self.carried
 
     @cached_property
     def carried(self) -> Carried:

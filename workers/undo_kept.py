@@ -7,7 +7,7 @@ kept, and one with old content per disk (disks/undo_file.py). The cursor names t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -71,6 +71,26 @@ def reason(settings: Settings, pair: Pair) -> str | None:
     stands = settings.store(pair.store).site
     if wanted == "auto" and stands not in ("", pair.site):
         return f"the store {pair.store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
+    return None
+
+
+def possible(settings: Settings, pair: Pair, state: VmState, note: Callable[[str], None]) -> str | None:
+    """`reason`, unless it can not be kept: what is kept lies beside the disks, so their datastores must be mounted.
+
+    Raises `ConfigError` where the recovery target insists.
+    """
+    why = reason(settings, pair)
+    mounts = settings.site(pair.site).datastores
+    files = [state.vmx, *(disk.parent or disk.file for disk in state.config.disks)]
+    missing = sorted({datastore_of(file) for file in files if _path(mounts, file) is None})
+    if why is None or not missing:
+        return why
+    if settings.targets[pair.recovery_target].undo == "always":
+        raise ConfigError(
+            f'targets.{pair.recovery_target}.undo = "always", but the datastore {missing[0]}, beside whose disks old '
+            f"content would be kept, is not among sites.{pair.site}.datastores. Mount it, or set undo otherwise"
+        )
+    note(f"nothing is kept of what is overwritten, for the datastore {missing[0]} is not mounted ({why})")
     return None
 
 

@@ -138,7 +138,7 @@ def test_a_locked_disk_is_waited_for_and_a_lost_connection_is_tried_again(make: 
 
 
 def test_hole_26_a_killed_workers_nbdkit_dies_with_it_and_all_of_the_replica_is_compared(make: Make) -> None:
-    world, _ = make(mounted=())
+    world, _ = make(mounted=(), store=('site = "prod"',))
     world.make_vm("shot", 4 * MIB)
     world.scribble("shot", 1)
     world.backup("shot")
@@ -153,6 +153,7 @@ def test_hole_26_a_killed_workers_nbdkit_dies_with_it_and_all_of_the_replica_is_
         world, report.run
     )
     world.assert_replica_is("shot", point)
+    assert "nothing is kept of what is overwritten, for the datastore ds1 is not mounted" in reasons(world, run.id)
     nbdkit.end_left_behind(lambda run: False)
     assert no_process_is_left()
 
