@@ -8,7 +8,7 @@ from functools import cached_property
 import structlog
 
 from workers import carriers
-from workers.carriers import Choice
+from workers.carriers import CARRIERS, Choice
 from workers.disks import hotadd as attached
 from workers.disks import libnbd, nbdkit
 from workers.disks.carrier import Carrier
@@ -27,9 +27,6 @@ from workers.vsphere.session import Session
 from workers.vsphere.transport import address
 
 log = structlog.get_logger()
-
-#: in a run's memory: by which carrier each disk goes
-CARRIERS = "carriers"
 
 
 def library(site: Site) -> Library:
@@ -219,7 +216,7 @@ class Ways:
     @property
     def alone(self) -> bool:
         """Whether one worker writes all of the VM, for hosts that write its disks give them content ids."""
-        return any(name != Mounted.name for name in carriers.restored(self._live.recall(CARRIERS)).values())
+        return carriers.hosts_lock(self._live.recall(CARRIERS))
 
 
 def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from workers.errors import ConfigError
 from workers.settings.places import CarrierName
 
+#: in a run's memory: by which carrier each disk goes
+CARRIERS = "carriers"
+
 
 class Choice(NamedTuple):
     carrier: CarrierName
@@ -58,6 +61,11 @@ def in_words(choices: Iterable[tuple[str, Choice]]) -> list[str]:
 def stored(choices: Mapping[str, Choice]) -> str:
     """As a run remembers them, by the disk's id."""
     return "\n".join(f"{choice.carrier} {disk}" for disk, choice in sorted(choices.items()))
+
+
+def hosts_lock(text: str | None) -> bool:
+    """Whether any disk goes by a carrier whose locks are the hosts'. So is what a killed worker leaves locked."""
+    return any(name != "file" for name in restored(text).values())
 
 
 def restored(text: str | None) -> dict[str, CarrierName]:

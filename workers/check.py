@@ -11,7 +11,7 @@ from typing import Literal
 
 from workers import dispatch, membership
 from workers.beginning import find_existing, seed_folder
-from workers.carried import library
+from workers.carried import library, own_vm
 from workers.catalogue import Catalogue
 from workers.destination import destination
 from workers.disks import libnbd, nbdkit
@@ -77,6 +77,8 @@ def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[F
         yield login
         if settings.sites[name].vddk is not None and "nbd" in settings.sites[name].carriers:
             yield probe(f"carrier {name}/nbd", partial(_nbd, settings.sites[name]))
+        if "hotadd" in settings.sites[name].carriers:
+            yield probe(f"carrier {name}/hotadd", partial(_hotadd, name, settings.sites[name]))
         for datastore in settings.sites[name].datastores:
             look = partial(_datastore, settings, name, datastore, ask=login.result == "ok")
             yield probe(f"datastore {name}/{datastore}", look)
@@ -128,6 +130,10 @@ def _nbd(site: Site) -> str:
     libnbd.library()
     found = library(site)
     return f"VMware's library {nbdkit.loads(found)} in {found.libdir}"
+
+
+def _hotadd(name: str, site: Site) -> str:
+    return f"this worker is the VM {own_vm(connect(name, site))}"
 
 
 def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> str:

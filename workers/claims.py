@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from workers import faults, quarantine
+from workers.carriers import CARRIERS, hosts_lock
 from workers.catalogue import PLAN
 from workers.errors import Conflict, FencedOut, NotFound, Transient, UnderstudyError
 from workers.models import Run, Slice
@@ -56,7 +57,7 @@ class Claims:
             seconds(tuning.lease),
             fence=self.run.fence,
             plan=self.recall(PLAN) or "",
-            tries=tuning.attempts,
+            tries=quarantine.tries("disk locked" if hosts_lock(self.recall(CARRIERS)) else "", tuning),
         )
         if part is not None:
             self._held.add((part.disk, part.start))

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import cast
 
 from workers import carriers, faults, nvram, plan
-from workers.carried import CARRIERS, Carried, detach_left_behind, words
+from workers.carried import Carried, detach_left_behind, words
+from workers.carriers import CARRIERS
 from workers.disks.lent import Lent
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused

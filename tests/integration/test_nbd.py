@@ -15,10 +15,11 @@ from pyVmomi import vim
 
 from tests.disks.standin import Standin, alone, needed, plugin
 from tests.integration.test_restore import assert_holds, of, restored
-from tests.integration.test_verify import base, check, grown, rot
+from tests.integration.test_verify import base, grown, rot
+from tests.integration.test_verify import check as verified
 from tests.integration.vcenter import PASSWORD, USER, Vcenter
 from tests.integration.world import MIB, World
-from workers import backup
+from workers import backup, check
 from workers.disks import nbdkit
 from workers.errors import ConfigError
 from workers.models import RunState
@@ -74,12 +75,15 @@ def test_a_backup_and_a_sync_of_what_is_mounted_nowhere(make: Make) -> None:
         world.scribble("far-01", seed)
         point = world.backup("far-01").point
         assert point is not None
+        assert all("; by nbd, not by file" in disk.reason for disk in world.plan("far-01").disks)
         report = world.sync("far-01")
         assert report.outcome == "succeeded" and 0 < report.written < 8 * MIB
         world.assert_replica_is("far-01", point)
     assert "go by nbd" in reasons(world, report.run)
     assert any("snapshot=-" in line and "read_only=0" in line for line in standins["dr"].log)
     assert world.sync("far-01").outcome == RunState.NOTHING_NEW
+    found = {each.what: each for each in check.sites(world.settings, ["prod"], None)}
+    assert found["carrier prod/nbd"].result == "ok" and "VMware's library 8" in found["carrier prod/nbd"].sentence
     assert no_process_is_left()
     secrets = [line for line in (*standins["prod"].log, *standins["dr"].log) if PASSWORD in line]
     assert not secrets
@@ -89,10 +93,10 @@ def test_rot_is_mended_and_a_vm_restored_by_the_library(make: Make) -> None:
     world, _ = make(mounted=())
     point = grown(world, "far-02")
     rot(base(world, "far-02"), 3 * MIB + 5)
-    mended = check(world, "far-02", repair=True)
+    mended = verified(world, "far-02", repair=True)
     assert mended.state is RunState.SUCCEEDED and mended.written == 4096
     world.assert_replica_is("far-02", point)
-    assert check(world, "far-02").state is RunState.SUCCEEDED
+    assert verified(world, "far-02").state is RunState.SUCCEEDED
 
     report = restored(world, "far-02", to="far-new", point=point)
     assert "go by nbd" in reasons(world, report.run)

@@ -6,10 +6,13 @@ whole disk, and the lock ends with the process that opened it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
+
+import numpy as np
 
 from workers.disks.described import Described, Text
 from workers.disks.libnbd import LARGEST, Connection, Request
@@ -22,6 +25,8 @@ from workers.settings.places import CarrierName
 
 #: seconds between two tries to open a disk that somebody has
 _AGAIN = 0.5
+#: connections to one server at most
+_CONNECTIONS = 4
 #: pieces below this size that lie side by side are sent as one request: each request costs VMware's library the same
 _SMALL = 256 << 10
 
@@ -32,12 +37,29 @@ class Opened:
     def __init__(self, export: Export, *, write: bool) -> None:
         self.export = export
         self._process = Process(export, write=write)
+        self._mine = threading.local()
+        self._guard = threading.Lock()
+        self._threads = 0
         try:
-            self.wire = self._process.client(Connection)
+            self._wires = [self._process.client(Connection)]
         except BaseException:
             self._process.close()
             raise
-        self.size = self.wire.size
+        self.size = self._wires[0].size
+
+    @property
+    def wire(self) -> Connection:
+        """This thread's connection, where the server lets several work on one disk; VMware's library does not."""
+        first = self._wires[0]
+        if not first.several or hasattr(self._mine, "wire"):
+            return getattr(self._mine, "wire", first)
+        with self._guard:
+            number = self._threads % _CONNECTIONS
+            if number == len(self._wires):
+                self._wires.append(self._process.client(Connection))
+            self._threads += 1
+        self._mine.wire = self._wires[number]
+        return self._wires[number]
 
     @contextmanager
     def told(self, doing: str) -> Iterator[None]:
@@ -49,7 +71,8 @@ class Opened:
 
     def close(self) -> None:
         """First the client, then the process: nbdkit ends when its clients have hung up."""
-        self.wire.close()
+        for wire in self._wires:
+            wire.close()
         self._process.close()
 
 
@@ -70,7 +93,7 @@ class NbdReader:
         return Extents.of(ranges).clip(0, self.size) if ranges else EMPTY
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
-        wanted = [Request(offset, length, memoryview(bytearray(length))) for offset, length in batch]
+        wanted = [Request(offset, length, np.empty(length, np.uint8).data) for offset, length in batch]
         with self._opened.told(f"reading at {batch[0][0] if batch else 0}"):
             self._opened.wire.read(wanted)
         return [Piece(offset, length, memory) for offset, length, memory in wanted]

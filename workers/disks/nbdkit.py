@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 from workers.errors import (
     CarrierFailed,
     ConfigError,
-    DiskBusy,
+    DiskLocked,
     LoginFailed,
     NotFound,
     UnderstudyError,
@@ -234,7 +234,7 @@ def in_words(file: str, said: str, why: str) -> UnderstudyError:
     last = _last(said) or why
     text = last.lower()
     if "open" in text and any(word in text for word in _LOCKED):
-        return DiskBusy(
+        return DiskLocked(
             f"the disk {file} is locked by a host, or by another worker ({last}). After a worker was killed a host may "
             "keep it for up to 15 minutes; it is tried again"
         )

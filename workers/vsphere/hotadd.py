@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pyVmomi import vim, vmodl
 
-from workers.errors import ConfigError, DiskBusy, Refused
+from workers.errors import ConfigError, DiskBusy, DiskLocked, Refused
 from workers.vsphere.refusals import as_error, refused_to
 from workers.vsphere.session import WAIT, Session
 
@@ -110,6 +110,6 @@ class OwnVm:
         try:
             self._session.wait(self._session.vm(self._moref).ReconfigVM_Task(spec), WAIT)
         except (vim.fault.FileLocked, vim.fault.CannotAccessFile) as err:
-            raise DiskBusy(f"{self.file} is in use by a host or another worker's VM; it is tried again") from err
+            raise DiskLocked(f"{self.file} is in use by a host or another worker's VM; it is tried again") from err
         except vmodl.MethodFault as err:
             raise as_error(err, what) from err
