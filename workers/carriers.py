@@ -33,7 +33,7 @@ def choose(
     if before is not None:
         if (why := obstacles.get(before)) is not None:
             raise ConfigError(
-                f"{what} goes by {before} in this run, which is not possible on this worker: {why}. All workers of a "
+                f"{what} goes by {before} in this run, which is not possible here: {why}. All workers of a "
                 "site must be set up alike; mend this one, or stop the run and start it again"
             )
         return Choice(before, "as this run began")
