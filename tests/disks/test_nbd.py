@@ -18,9 +18,9 @@ import pytest
 from tests.disks.standin import ROOT, Standin, plugin
 from tests.disks.test_carriers import MIB, SIZE, FileText
 from tests.disks.test_file import make
-from workers.disks import nbdkit
+from workers.disks import libnbd, nbdkit
 from workers.disks.libnbd import Connection, Request
-from workers.disks.nbd import Nbd, Opened
+from workers.disks.nbd import Nbd, NbdReader, Opened
 from workers.disks.nbdkit import Export, Library
 from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound, Transient
 from workers.point import Piece
@@ -136,6 +136,19 @@ def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -
     assert "vixDiskLib.nfc.ReadTimeoutMs=60000" in said and "vixDiskLib.nfc.WriteTimeoutMs=600000" in said
     log = "\n".join(place.standin.log)
     assert "config=/" in log and "snapshot=snapshot-7" in log and "modes=nbdssl:nbd" in log and "port=443" in log
+
+
+def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    opened = place.disk().reader()._opened
+    process = opened._process._process
+    with closing(NbdReader(opened)) as reader:
+        place.standin.fault("hang")
+        for said in ("no answer for", "the disk is closed"):
+            with pytest.raises(CarrierFailed, match=said):
+                reader.read([(0, 4096)])
+    assert process.poll() == -signal.SIGKILL
 
 
 def test_a_flush_that_failed_once_fails_for_ever(place: Place) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import errno
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,12 +23,11 @@ from workers.errors import ConfigError
 LARGEST = 2 << 20
 #: requests, and bytes, that are under way at once: an ESXi host gives one stream 48 buffers
 DEPTH, IN_FLIGHT = 32, 16 << 20
+#: seconds without any answer after which a server counts as hung: VMware's library gives a host 10 minutes to write
+SILENT = 900.0
 #: what a block of `base:allocation` is asked for at once, and its flag for "reads as zeroes"
 _MAP, _ZERO = 1 << 30, 2
 _CONTEXT = b"base:allocation"
-
-#: errors of a server that is gone, or of a connection that it closed
-GONE = frozenset({errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET, errno.ESHUTDOWN, errno.ECONNABORTED})
 
 
 class _Completion(ctypes.Structure):
@@ -57,21 +57,23 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nbd_close": (None, (_handle,)),
     "nbd_get_error": (_str, ()),
     "nbd_get_errno": (_int, ()),
-    "nbd_connect_unix": (_int, (_handle, _str)),
+    "nbd_aio_connect_socket": (_int, (_handle, _int)),
+    "nbd_aio_is_connecting": (_int, (_handle,)),
+    "nbd_aio_is_ready": (_int, (_handle,)),
     "nbd_add_meta_context": (_int, (_handle, _str)),
     "nbd_can_meta_context": (_int, (_handle, _str)),
     "nbd_get_size": (ctypes.c_int64, (_handle,)),
     "nbd_is_read_only": (_int, (_handle,)),
     "nbd_can_zero": (_int, (_handle,)),
     "nbd_can_multi_conn": (_int, (_handle,)),
-    "nbd_block_status": (_int, (_handle, _u64, _u64, _Extents, _u32)),
+    "nbd_aio_block_status": (ctypes.c_int64, (_handle, _u64, _u64, _Extents, _Completion, _u32)),
     "nbd_aio_pread": (ctypes.c_int64, (_handle, ctypes.c_void_p, ctypes.c_size_t, _u64, _Completion, _u32)),
     "nbd_aio_pwrite": (ctypes.c_int64, (_handle, ctypes.c_void_p, ctypes.c_size_t, _u64, _Completion, _u32)),
     "nbd_aio_zero": (ctypes.c_int64, (_handle, _u64, _u64, _Completion, _u32)),
     "nbd_aio_command_completed": (_int, (_handle, _u64)),
     "nbd_poll": (_int, (_handle, _int)),
-    "nbd_flush": (_int, (_handle, _u32)),
-    "nbd_shutdown": (_int, (_handle, _u32)),
+    "nbd_aio_flush": (ctypes.c_int64, (_handle, _Completion, _u32)),
+    "nbd_aio_disconnect": (_int, (_handle, _u32)),
 }
 
 
@@ -109,7 +111,7 @@ class Request(NamedTuple):
 class Connection:
     """One connection. Several threads may use it: one at a time has it, with all of its batch in flight."""
 
-    def __init__(self, socket: str) -> None:
+    def __init__(self, path: str) -> None:
         self._lib = library()
         self._lock = threading.Lock()
         self._handle: int | None = self._lib.nbd_create()
@@ -117,7 +119,7 @@ class Connection:
             raise failed("libnbd")
         try:
             self._lib.nbd_add_meta_context(self._handle, _CONTEXT)
-            self._done(self._lib.nbd_connect_unix(self._handle, socket.encode()), "connecting")
+            self._connect(self._handle, path)
             self.size = self._done(self._lib.nbd_get_size(self._handle), "the disk's size")
             self.read_only = self._lib.nbd_is_read_only(self._handle) == 1
             self.zeroes = self._lib.nbd_can_zero(self._handle) == 1
@@ -127,12 +129,28 @@ class Connection:
             self.close()
             raise
 
+    def _connect(self, handle: int, path: str) -> None:
+        """Not by nbd_connect_unix: it would wait for ever for a server that hangs while it opens the disk."""
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(path)
+            self._done(self._lib.nbd_aio_connect_socket(handle, wire.detach()), "connecting")
+        while self._lib.nbd_aio_is_connecting(handle) == 1:
+            self._wait(handle, "connecting")
+        if self._lib.nbd_aio_is_ready(handle) != 1:
+            raise failed("connecting")
+
+    def _wait(self, handle: int, what: str) -> None:
+        """Until something has happened. Raises when the connection is gone, or nothing happens for too long."""
+        found = self._done(self._lib.nbd_poll(handle, int(SILENT * 1000)), what)
+        if found == 0:
+            raise OSError(errno.ETIMEDOUT, f"{what}: no answer for {SILENT:.0f} s")
+
     def close(self) -> None:
         """A second time does nothing."""
         with self._lock:
             handle, self._handle = self._handle, None
         if handle is not None:
-            self._lib.nbd_shutdown(handle, 0)
+            self._lib.nbd_aio_disconnect(handle, 0)  # nbd_shutdown would wait for a server that hangs
             self._lib.nbd_close(handle)
 
     def _done(self, result: int, what: str) -> int:
@@ -155,7 +173,19 @@ class Connection:
 
     def flush(self) -> None:
         with self._lock:
-            self._done(self._lib.nbd_flush(self._open(), 0), "flush")
+            handle = self._open()
+            self._finish(handle, self._lib.nbd_aio_flush(handle, _NOTHING, 0), "flush")
+
+    def _finish(self, handle: int, cookie: int, what: str) -> None:
+        """Until this one request has ended."""
+        self._done(cookie, what)
+        while (result := self._lib.nbd_aio_command_completed(handle, cookie)) == 0:
+            try:
+                self._wait(handle, what)
+            except OSError:
+                self._abandon()
+                raise
+        self._done(result, what)
 
     def _move(self, requests: Sequence[Request], how: Literal["read", "write"]) -> None:
         """All of them, as many at once as are allowed. The first error is raised when none is under way any more: the
@@ -175,11 +205,12 @@ class Connection:
                     held += request.length
                 if not under_way:
                     break
-                if self._lib.nbd_poll(handle, -1) < 0:
-                    # The connection is gone, and all that was under way with it: nbd_close waits for nothing.
-                    first = first or failed(how)
+                try:
+                    self._wait(handle, how)
+                except OSError as err:
+                    # The connection is given up, and all that was under way with it: nbd_close waits for nothing.
                     self._abandon()
-                    break
+                    raise first or err from None
                 for cookie in list(under_way):
                     if (result := self._lib.nbd_aio_command_completed(handle, cookie)) != 0:
                         if result < 0:
@@ -225,7 +256,14 @@ class Connection:
             while position < self.size:
                 before = position
                 count = min(_MAP, self.size - position)
-                if self._lib.nbd_block_status(handle, count, position, callback, 0) < 0 or position <= before:
+                cookie = self._lib.nbd_aio_block_status(handle, count, position, callback, _NOTHING, 0)
+                try:
+                    self._finish(handle, cookie, "asking what is allocated")
+                except OSError:
+                    if self._handle is None:
+                        raise
+                    return None  # it can not tell
+                if position <= before:
                     return None
         return iter(found)
 

@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 #: seconds until a process that was started must have opened the disk. VMware's own limit for a connection is 3 minutes
 START_WAIT = 240.0
-#: seconds that a process has to end after its client hung up; VMware's library gives the disk's lock back in it
-STOP_WAIT = 15.0
+#: seconds that a process has to end after its client hung up: VMware's library gives the disk's lock back meanwhile
+STOP_WAIT = 60.0
 #: requests that nbdkit works on at once, per process
 THREADS = 16
 #: VMware's limits for the network to the host, in ms (VDDK guide, "NFC timeouts"): without them a host that vanished
@@ -132,9 +132,10 @@ class Process:
     def _start(self, write: bool) -> subprocess.Popen[bytes]:
         timeouts = self._folder / "config"
         timeouts.write_text("".join(f"vixDiskLib.nfc.{key}={value}\n" for key, value in _TIMEOUTS.items()))
+        password = self.export.password().encode()
         readable, writable = os.pipe()
         try:
-            os.write(writable, self.export.password().encode())
+            os.write(writable, password)  # far below what a pipe holds
             os.close(writable)
             with open(self._log, "wb") as log:
                 return subprocess.Popen(
@@ -204,7 +205,8 @@ class Process:
 
 def _command(export: Export, where: Path, timeouts: Path, password: int, write: bool) -> Iterator[str]:
     library = export.library
-    yield from ("nbdkit", "--foreground", "--exit-with-parent", "--threads", str(THREADS), "--unix", str(where))
+    yield shutil.which("nbdkit") or "nbdkit"
+    yield from ("--foreground", "--exit-with-parent", "--threads", str(THREADS), "--unix", str(where))
     if not write:
         yield "--readonly"
     # VMware's library works in sectors: what is smaller is read, changed and written by the filter.
