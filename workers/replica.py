@@ -9,7 +9,7 @@ from workers import plan
 from workers.beginning import Beginning, find_existing, of_existing, of_seed
 from workers.carried import Carried, content_id
 from workers.destination import of_pair
-from workers.errors import Foreign, NotFound
+from workers.errors import ConfigError, Foreign, NotFound
 from workers.extents import Extents
 from workers.members import last_groups_of
 from workers.models import Cursor, Disk, DiskPlan, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
@@ -146,8 +146,12 @@ class Replica:
         held = self._disks() if self.state is not None else {}
         for disk in disks:
             if (there := held.get(disk.disk)) is not None and self.state is not None:
-                way = Carried(self.session, self.state.identity.moref).choose([there], reads=False)[there.id]
-                disk = disk.model_copy(update={"reason": f"{disk.reason}; by {way.carrier}, {way.reason}"})
+                try:
+                    way = Carried(self.session, self.state.identity.moref).choose([there], reads=False)[there.id]
+                    why = f"by {way.carrier}, {way.reason}"
+                except ConfigError as err:  # who looks may be no worker
+                    why = f"not from this machine: {err}"
+                disk = disk.model_copy(update={"reason": f"{disk.reason}; {why}"})
             yield disk
 
     def same_vcenter(self) -> bool:

@@ -57,9 +57,7 @@ class Hotadd:
 
     def reader(self, *, fresh: bool = False) -> _Attached:
         """Each attachment is a new device, of which this machine remembers nothing."""
-        capacity = self.capacity()
-        attached = _Attached(self._slot, self._site, self._devices, capacity, write=False, wait=APPEARS)
-        return attached
+        return _Attached(self._slot, self._site, self._devices, self.capacity(), write=False, wait=APPEARS)
 
     def unwritten(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
         """Nothing to do: a host lets nobody write a disk that a running VM has."""
@@ -114,15 +112,18 @@ class _Attached(BlockReader):
             self._off()
 
     def _off(self) -> None:
-        """Forgotten by this machine first, then detached. The lock stays with what could not be detached until its
-        process ends, and then whoever comes next tries again."""
+        """Forgotten by this machine first, then detached. Of what could not be detached the lock's file goes on telling,
+        so that whoever comes next tries again."""
         if (device := getattr(self, "device", None)) is not None:
             _forget(device)
-        self._slot.detach()
         lock, self._lock = self._lock, None
-        if lock is not None:
-            os.ftruncate(lock, 0)
-            os.close(lock)
+        try:
+            self._slot.detach()
+            if lock is not None:
+                os.ftruncate(lock, 0)
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 class _Holder:
