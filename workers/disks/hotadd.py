@@ -112,7 +112,7 @@ class _Attached(BlockReader):
             self._off()
 
     def _off(self) -> None:
-        """Forgotten by this machine first, then detached. Of what could not be detached the lock's file goes on telling,
+        """Forgotten by this machine first, then detached. What could not be detached is told by the file of the lock,
         so that whoever comes next tries again."""
         if (device := getattr(self, "device", None)) is not None:
             _forget(device)
