@@ -89,6 +89,7 @@ def test_a_backup_and_a_sync_of_what_is_mounted_nowhere(make: Make) -> None:
     assert not secrets
 
 
+@pytest.mark.slow
 def test_rot_is_mended_and_a_vm_restored_by_the_library(make: Make) -> None:
     world, _ = make(mounted=())
     point = grown(world, "far-02")

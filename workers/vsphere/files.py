@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
+from functools import lru_cache
 from http.client import HTTPException
 from urllib.parse import quote, urlencode
 
@@ -47,6 +48,7 @@ class DatastoreFile:
         finally:
             connection.close()
         if answer.status == 404:
+            _datacenter.cache_clear()  # the datastore may have been moved or renamed
             raise NotFound(f"{self.file} is not there, says {self._session}")
         if answer.status in (401, 403):
             raise Refused(
@@ -58,6 +60,7 @@ class DatastoreFile:
         return text
 
 
+@lru_cache(64)
 def _datacenter(session: Session, datastore: str) -> str:
     """The inventory path of the datacenter that the datastore is in."""
     kinds = {vim.Datacenter: ("name", "parent", "datastore"), vim.Folder: ("name", "parent"), vim.Datastore: ("name",)}
