@@ -60,7 +60,9 @@ def no_process_is_left() -> bool:
 
 def test_a_backup_and_a_sync_of_what_is_mounted_nowhere(make: Make) -> None:
     world, standins = make(mounted=())
-    world.make_vm("far-01", 8 * MIB, 5 * MIB)
+    world.make_vm("far-01", 8 * MIB, 5 * MIB, firmware="efi")
+    nvram = world.prod.datastores / "ds1" / "far-01" / "far-01.nvram"
+    nvram.write_bytes(bytes(range(256)) * 4)
     world.scribble("far-01", 1)
     first = world.backup("far-01")
     assert first.point is not None
@@ -71,6 +73,8 @@ def test_a_backup_and_a_sync_of_what_is_mounted_nowhere(make: Make) -> None:
 
     assert world.sync("far-01").outcome == "succeeded"
     world.assert_replica_is("far-01", first.point)
+    (copied,) = (world.dr.datastores / "ds1").glob("far-01*/*.nvram")
+    assert copied.read_bytes() == nvram.read_bytes()
     for seed in (2, 3):
         world.scribble("far-01", seed)
         point = world.backup("far-01").point
