@@ -316,3 +316,13 @@ def test_a_disk_that_is_not_there_is_named(bench: Bench) -> None:
     missing: Callable[[], object] = bench.to(bench.folder / "none.vmdk").reader
     with pytest.raises(UnderstudyError, match=r"none\.vmdk"):
         missing()
+
+
+def test_the_first_error_is_the_one_to_be_told(bench: Bench) -> None:
+    """Also where letting go fails after it, for the descriptor can not be had any more."""
+    disk = bench.disk()
+    with pytest.raises(KeyError, match="first"), disk.hold(0, MIB, wait=0) as held:
+        with closing(held.writer(holes=True)) as writer:
+            writer.write([Piece(0, 4096, b"z" * 4096)])
+        (bench.folder / "a.vmdk").unlink()
+        raise KeyError("first")

@@ -68,8 +68,11 @@ class Hotadd:
         held = _Holder(self, _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait))
         try:
             yield held
-        finally:
-            held.let_go()
+        except BaseException:
+            with suppress(UnderstudyError):  # the first error is the one to be told
+                held.let_go()
+            raise
+        held.let_go()
 
     @contextmanager
     def still(self, *, wait: float) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from workers.disks.described import Described, Text
 from workers.disks.libnbd import LARGEST, Connection, Request
 from workers.disks.nbdkit import Export, Process
 from workers.disks.saving import ReadWriter
-from workers.errors import DiskBusy
+from workers.errors import DiskBusy, UnderstudyError
 from workers.extents import EMPTY, Extents
 from workers.point import Piece
 from workers.settings.places import CarrierName
@@ -171,8 +171,11 @@ class Nbd:
         held = _Holder(self, self._alone(wait))
         try:
             yield held
-        finally:
-            held.let_go()
+        except BaseException:
+            with suppress(UnderstudyError):  # the first error is the one to be told
+                held.let_go()
+            raise
+        held.let_go()
 
     def unwritten(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
         """Nothing to do: VMware's library lets nobody write a disk while it is open to be read."""
