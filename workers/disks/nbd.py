@@ -73,7 +73,7 @@ class Opened:
         """First the client, then the process: nbdkit ends when its clients have hung up."""
         for wire in self._wires:
             wire.close()
-        self._process.close()
+        self._process.close(served=True)
 
 
 class NbdReader:

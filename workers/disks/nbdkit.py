@@ -193,11 +193,12 @@ class Process:
         """What nbdkit or VMware's library said last, as a sentence of the family that tells what to do next."""
         return in_words(self.export.file, self.said(), why)
 
-    def close(self) -> None:
-        """The client has hung up already: nbdkit waits for that. A second time does nothing."""
-        for send in (signal.SIGTERM, signal.SIGKILL):
+    def close(self, *, served: bool = False) -> None:
+        """`served`: its clients have hung up, so it ends by itself. A second time does nothing."""
+        for send in (*((None,) if served else ()), signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is None:
-                self._process.send_signal(send)
+                if send is not None:
+                    self._process.send_signal(send)
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_WAIT)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -209,8 +210,15 @@ def _command(export: Export, where: Path, timeouts: Path, password: int, write: 
     yield from ("--foreground", "--exit-with-parent", "--threads", str(THREADS), "--unix", str(where))
     if not write:
         yield "--readonly"
-    # VMware's library works in sectors: what is smaller is read, changed and written by the filter.
-    yield from ("--filter=blocksize", library.plugin, f"libdir={library.libdir}", f"config={timeouts}")
+    # It ends with its last client, after the disk was closed: at a signal nbdkit ends without closing it, and a host would
+    # keep its lock. VMware's library works in sectors: what is smaller is read, changed and written by the other filter.
+    yield from (
+        "--filter=exitlast",
+        "--filter=blocksize",
+        library.plugin,
+        f"libdir={library.libdir}",
+        f"config={timeouts}",
+    )
     yield from (f"server={export.server}", f"port={export.port}", f"user={export.user}", f"password=-{password}")
     yield from (f"thumbprint={export.thumbprint}", f"vm=moref={export.vm}", f"transports={library.transports}")
     if export.snapshot is not None:
