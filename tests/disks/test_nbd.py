@@ -96,6 +96,19 @@ def test_a_locked_disk_is_waited_for(place: Place) -> None:
     assert len([line for line in place.standin.log if line.startswith("open")]) == 3
 
 
+def test_the_library_is_told_that_the_disk_is_let_go(place: Place) -> None:
+    """Else its host would keep the lock: at a signal nbdkit ends without closing the disk."""
+    place.disk().reader().close()
+    with place.disk().hold(0, 0, wait=0) as held:
+        held.writer(holes=True).write([Piece(0, 4096, b"x" * 4096)])
+    with place.disk().still(wait=0):
+        pass
+    assert [line.split()[0] for line in place.standin.log if line.startswith(("open", "close"))] == [
+        "open",
+        "close",
+    ] * 3
+
+
 def test_requests_are_under_way_side_by_side(place: Place) -> None:
     """A host answers after milliseconds: one after the other they would be all that counts."""
     place.standin.fault("slow", 20_000)
