@@ -210,8 +210,8 @@ def _command(export: Export, where: Path, timeouts: Path, password: int, write: 
     yield from ("--foreground", "--exit-with-parent", "--threads", str(THREADS), "--unix", str(where))
     if not write:
         yield "--readonly"
-    # It ends after its last client, and closes the disk first: at a signal nbdkit ends without doing so, and a host keeps
-    # its lock. VMware's library works in sectors: what is smaller is read, changed and written by the other filter.
+    # It ends after its last client, and closes the disk first: at a signal nbdkit ends without doing so, and a host
+    # keeps its lock. VMware's library works in sectors: what is smaller the other filter reads, changes and writes.
     yield from ("--filter=exitlast", "--filter=blocksize", library.plugin)
     yield from (f"libdir={library.libdir}", f"config={timeouts}")
     yield from (f"server={export.server}", f"port={export.port}", f"user={export.user}", f"password=-{password}")
