@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workers.carriers import Choice, choose, hosts_lock, in_words, restored, stored
+from workers.carriers import Choice, choose, hosts_lock, in_words, one_writer, restored, stored
 from workers.errors import ConfigError
+from workers.models import Run, RunKind
 from workers.settings.places import CarrierName
 
 NO_FILE: dict[CarrierName, str | None] = {"file": "not mounted", "nbd": None, "hotadd": None}
@@ -44,6 +45,12 @@ def test_what_a_run_began_with_stays_or_is_an_error() -> None:
     assert choose("Hard disk 1", ("file", "nbd"), both, before="nbd").carrier == "nbd"
     with pytest.raises(ConfigError, match="goes by file in this run, which is not possible here: not"):
         choose("Hard disk 1", ("nbd",), NO_FILE, before="file")
+
+
+def test_who_writes_a_vm_by_its_hosts_writes_alone() -> None:
+    run = Run.model_construct(kind=RunKind.SYNC)
+    assert one_writer(run, "nbd u1\nfile u2") and not one_writer(run, "file u1") and not one_writer(run, None)
+    assert not one_writer(Run.model_construct(kind=RunKind.BACKUP), "nbd u1"), "a snapshot is read by many"
 
 
 def test_a_run_remembers_and_tells_what_was_chosen() -> None:

@@ -213,11 +213,6 @@ class Ways:
         self._live.remember(**{CARRIERS: carriers.stored(choices)})
         self._live.note(*words(disks, choices))
 
-    @property
-    def alone(self) -> bool:
-        """Whether one worker writes all of the VM, for hosts that write its disks give them content ids."""
-        return carriers.hosts_lock(self._live.recall(CARRIERS))
-
 
 def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:
     """The choices as reasons of a run."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from workers.errors import ConfigError
+from workers.models import Run, RunKind
 from workers.settings.places import CarrierName
 
 #: in a run's memory: by which carrier each disk goes
@@ -66,6 +67,11 @@ def stored(choices: Mapping[str, Choice]) -> str:
 def hosts_lock(text: str | None) -> bool:
     """Whether any disk goes by a carrier whose locks are the hosts'. So is what a killed worker leaves locked."""
     return any(name != "file" for name in restored(text).values())
+
+
+def one_writer(run: Run, text: str | None) -> bool:
+    """Whether more workers are of no use to the run: it writes a VM, and not as files. Snapshots are read by many."""
+    return run.kind is not RunKind.BACKUP and hosts_lock(text)
 
 
 def restored(text: str | None) -> dict[str, CarrierName]:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from workers import faults, quarantine
-from workers.carriers import CARRIERS, hosts_lock
+from workers.carriers import CARRIERS, hosts_lock, one_writer
 from workers.catalogue import PLAN
 from workers.errors import Conflict, FencedOut, NotFound, Transient, UnderstudyError
 from workers.models import Run, Slice
@@ -38,6 +38,11 @@ class Claims:
             return not self.here.catalogue.run(run).live
         except NotFound:
             return False
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether one worker at a time writes all of the VM, for hosts that write disks give them other content ids."""
+        return one_writer(self.run, self.recall(CARRIERS))
 
     @property
     def planned(self) -> bool:

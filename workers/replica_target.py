@@ -289,7 +289,7 @@ class ReplicaTarget(NewReplica):
                     "content": replica.content_evidence(self.state),
                     "taking": "",
                     "disks": replica.disk_binding(self.state),
-                    "library": self.ways.alone,
+                    "library": self.live.one_writer,
                     "nonce": nonce(),
                 }
             )
@@ -308,7 +308,7 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        if self.ways.alone:
+        if self.live.one_writer:
             return in_slices(todo, max(todo.total, 1))
         tuning = self.here.settings.tuning
         return in_slices(todo, spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread))

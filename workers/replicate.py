@@ -54,8 +54,10 @@ def help_out(here: Here, run_id: str) -> RunReport:
 def _help(live: helper.Helper) -> None:
     if live.recall(BACK_TO) == SYNC_POINT:  # what undoes is one worker: it reads what was kept in one order
         raise helper.NotAsLeft
+    if live.one_writer:
+        raise helper.NotAsLeft
     target = ReplicaTarget(live, live.here.catalogue.pair(live.run.target.removeprefix("pair:")))
-    todo = None if target.ways.alone else target.join()
+    todo = target.join()
     if todo is None:
         raise helper.NotAsLeft
     bring_over(StoredPoint(target.store, target.goal), target, live, todo)

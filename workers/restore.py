@@ -89,8 +89,10 @@ def help_out(here: Here, run_id: str) -> RunReport:
 
 
 def _help(live: helper.Helper) -> None:
+    if live.one_writer:
+        raise helper.NotAsLeft
     target = RestoreTarget(live, Order.model_validate_json(live.recall("order") or ""))
-    todo = None if target.written or target.ways.alone else target.join()
+    todo = None if target.written else target.join()
     if todo is None:
         raise helper.NotAsLeft
     bring_over(target, target, live, todo)

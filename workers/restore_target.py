@@ -245,7 +245,7 @@ class RestoreTarget(HeldVm):
         faults.at("restore.owned")
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        if self.ways.alone:
+        if self.live.one_writer:
             return in_slices(todo, max(todo.total, 1))
         tuning = self.live.here.settings.tuning
         most = size(tuning.slice_size)
