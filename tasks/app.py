@@ -132,6 +132,7 @@ def configuration(conf: Settings) -> dict[str, Any]:
             "tasks.replicate",
             "tasks.restore",
             "tasks.pairs",
+            "tasks.holds",
             "tasks.verify",
             "tasks.dispatch",
             "tasks.maintenance",

@@ -12,7 +12,9 @@ from tasks.app import adhoc_queue, after_an_outage, app, data_queue, here
 from workers import dispatch
 from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
+from workers.replica_held import BACK_TO
 from workers.run import Here
+from workers.undo import SYNC_POINT
 
 WORK = {
     RunKind.BACKUP: "understudy.backup.run",
@@ -63,8 +65,11 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
 
 
 def call_helpers(run: Run, count: int) -> None:
-    """Messages for so many more workers of the run's site. Whoever takes one looks what is left to do."""
-    if run.kind in HELP:
+    """Messages for so many more workers of the run's site. Whoever takes one looks what is left to do.
+
+    What undoes from what was kept reads that in one order: nobody can help.
+    """
+    if run.kind in HELP and run.memory.get(BACK_TO) != SYNC_POINT:
         _publish([(HELP[run.kind], run)] * count)
 
 

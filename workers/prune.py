@@ -177,8 +177,15 @@ def _keeps(
 
 
 def _tell_catalogue(here: Here, name: str, uuid: str, points: Sequence[RestorePoint]) -> None:
-    """Whoever made or retired a point may have died before it could say so."""
-    known = {point.id for point in here.catalogue.points(uuid, name)}
+    """Whoever made or retired a point may have died before it could say so. And the store may have had another name:
+    what a name held that is not configured any more, and is here, is the same.
+    """
+    lines = here.catalogue.points(uuid)
+    known = {line.id for line in lines if line.store == name}
+    same = {(point.id, point.run) for point in points}
+    for line in lines:
+        if line.store not in here.settings.stores and (line.id, line.run) in same:
+            here.catalogue.drop_point(line.store, uuid, line.id)
     for point in points:
         if point.id not in known:
             here.catalogue.record_point(name, point)

@@ -328,6 +328,7 @@ class RestoreTarget(HeldVm):
             restoring.make_template(self.session, self.moref)
             faults.at("restore.template")
         if self.order.power_on:
+            self.live.check()  # who slept here must not start what somebody has used and switched off by now
             power.power_on(self.session, self.moref, wait=self._patience())
             faults.at("restore.running")
         if self.order.over and len(self._nics(self.state)) != len(self.point.config.nics):

@@ -14,6 +14,7 @@ from workers.replica_held import BACK_TO
 from workers.replicate import target_of
 from workers.restore_points import choose
 from workers.run import Here
+from workers.undo import SYNC_POINT, WAY
 
 
 def pair_of(here: Here, vm: str, target: str | None) -> Pair:
@@ -64,7 +65,8 @@ def request(here: Here, pair: Pair, point: str, *, full: str | None = None) -> t
         pair=pair.id,
         memory={BACK_TO: point, **({"full": full} if full else {})},
     )
-    if run.memory.get(BACK_TO) != point:
+    at_it = {run.memory.get(BACK_TO), SYNC_POINT if WAY in run.memory else None}
+    if point not in at_it:
         raise Refused(
             f"run {run.id} is at work on the replica {pair.replica_name} just now; nothing was requested. "
             f"Wait until it has ended (`understudy show {run.id}`), then ask again"

@@ -17,7 +17,7 @@ from workers.replica_held import BACK_TO
 from workers.replica_verify import differs
 from workers.run import Here
 from workers.settings import seconds
-from workers.state import PROBLEMS, State, Status, status
+from workers.state import PROBLEMS, Failover, State, Status, status
 
 
 class Protected(Model):
@@ -53,6 +53,10 @@ class Protected(Model):
     @property
     def state(self) -> State:
         return (self.sync or self.backup).state
+
+    @property
+    def failover(self) -> Failover:
+        return (self.sync or self.backup).failover
 
     @property
     def lag(self) -> float | None:
@@ -141,6 +145,7 @@ class _Known:
             rpo=min(map(seconds, limits), default=None),
             tuning=self.tuning,
             damage=self._damage(pair, target),
+            back=(last := self.last.get(target)) is not None and BACK_TO in last.run.memory,
         )
 
     def _damage(self, pair: Pair | None, target: str) -> str:
@@ -274,7 +279,7 @@ class Filter(Model):
 
 def selected(here: Here, lines: Sequence[Protected], wanted: Filter) -> list[Protected]:
     """The lines that fit. Raises `BadInput` for a word that can fit none."""
-    _demand("state", wanted.states, [str(state) for state in State])
+    _demand("state", wanted.states, [str(state) for state in (*State, *Failover)])
     _demand("group", wanted.groups, here.settings.groups)
     _demand("site", wanted.sites, here.settings.sites)
     _demand("target", wanted.targets, here.settings.targets)
@@ -290,7 +295,7 @@ def _demand(option: str, given: Iterable[str], known: Collection[str]) -> None:
 def _fits(line: Protected, wanted: Filter) -> bool:
     sites = {line.source_site, *([line.pair.site] if line.pair is not None else [])}
     return (
-        (not wanted.states or line.state in wanted.states or line.backup.state in wanted.states)
+        (not wanted.states or not {line.state, line.backup.state, line.failover}.isdisjoint(wanted.states))
         and (not wanted.groups or not set(wanted.groups).isdisjoint(line.groups))
         and (not wanted.sites or not sites.isdisjoint(wanted.sites))
         and (not wanted.targets or line.recovery_target in wanted.targets)

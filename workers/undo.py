@@ -37,8 +37,8 @@ from workers.vsphere.session import connect
 #: instead of a restore point's id, in a run's memory: the sync point that the replica held before a run stopped
 SYNC_POINT = "the sync point"
 
-#: in a run's memory, once it was decided: later messages of the run do the same
-_WAY = "undone by"
+#: in a run's memory, once it was decided how it goes back to the sync point: later messages of the run do the same
+WAY = "undone by"
 
 
 def cursor_of(here: Here, pair: Pair) -> Cursor:
@@ -72,11 +72,11 @@ def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = N
             f"the first sync of {pair.vm} was never committed, so there is nothing to go back to; nothing was written. "
             f"`understudy sync {pair.vm}` goes on with it"
         )
-    if live.recall(_WAY) is None:
-        live.remember(**{_WAY: _way(live, pair, cursor)})
+    if live.recall(WAY) is None:
+        live.remember(**{WAY: _way(live, pair, cursor)})
     if first is not None:
         pair = first(cursor.base)
-    if live.recall(_WAY) == "store":
+    if live.recall(WAY) == "store":
         live.remember(**{BACK_TO: cursor.base})
         by_store = ReplicaTarget(live, pair)
         return sync(StoredPoint(by_store.store, by_store.goal), by_store, live)
