@@ -8,7 +8,7 @@ from typing import Any
 
 from kombu.exceptions import KombuError
 
-from tasks.app import adhoc_queue, after_an_outage, app, data_queue, here
+from tasks.app import adhoc_queue, app, data_queue, here
 from workers import dispatch
 from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
@@ -21,6 +21,7 @@ WORK = {
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
     RunKind.VERIFY: "understudy.verify.run",
+    RunKind.COPY: "understudy.copy.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
 }
@@ -30,6 +31,7 @@ HELP = {
     RunKind.BACKUP: "understudy.backup.slice",
     RunKind.SYNC: "understudy.sync.slice",
     RunKind.RESTORE: "understudy.restore.slice",
+    RunKind.COPY: "understudy.copy.slice",
 }
 
 
@@ -86,7 +88,6 @@ def _publish(messages: Sequence[tuple[str, Run]], countdown: float | None = None
             for task, run in messages:
                 _send(task, run, producer, countdown)
     except (KombuError, OSError, AttributeError) as err:  # kombu's channel may be without its connection just then
-        after_an_outage.set()
         raise BrokerUnreachable(
             f"Redis at {_address()} does not answer ({_short(err)}); {len(messages)} runs stay queued in the catalogue "
             "and go on by themselves when it is back"

@@ -9,6 +9,7 @@ from pathlib import Path
 from workers import settings
 from workers.catalogue import Catalogue
 from workers.errors import ConfigError, NotFound
+from workers.settings import StoreSettings
 from workers.store import Store
 
 EXAMPLE = """\
@@ -46,6 +47,7 @@ dr-ds1 = "/mnt/understudy/dr-ds1"
 
 [stores.main]
 path = "store"
+# key_file = "secrets/store-key"           # encrypts it: `understudy store key new secrets/store-key` before `init`
 
 # --- recovery targets: where replicas go -----------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ def prepare(config: Path) -> Iterator[str]:
     yield f"configuration {config}"
     yield _catalogue(wanted.catalogue)
     for name, store in wanted.stores.items():
-        yield _store(name, store.path)
+        yield _store(name, store)
     yield "Next: `understudy check`, then start the workers and Beat (docs/operations.md)."
 
 
@@ -120,10 +122,10 @@ def _catalogue(url: str) -> str:
         opened.close()
 
 
-def _store(name: str, path: Path) -> str:
+def _store(name: str, place: StoreSettings) -> str:
     try:
-        Store.open(path)
-        return f"store {name} {path}: is there"
+        Store.at(place)
+        return f"store {name} {place.path}: is there"
     except NotFound:
-        Store.create(path)
-        return f"store {name} {path}: made"
+        made = Store.create(place.path, place.key())
+        return f"store {name} {place.path}: made{', encrypted' if made.encrypted else ''}"

@@ -22,14 +22,27 @@ FULL: dict[str, Any] = {
     "sites": {
         "prod": {
             "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
-            "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
+            "thumbprint": "AA", "link": "wan", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
             "carriers": ["file", "hotadd", "nbd"],
             "hotadd": {"vm": "4210f3ae-5f0b-4c57-9f1d-8d5d9c2c1a11", "devices": "/dev/disk/by-id"},
             "vddk": {"libdir": "vddk", "plugin": "vddk", "transports": "nbd", "compression": "skipz"},
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
-    "stores": {"main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"}},
+    "stores": {
+        "main": {
+            "path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB", "key_file": "p",
+        },
+        "other": {"path": "other", "key_env": "P"},
+        "far": {"path": "far", "link": "wan"},
+    },
+    "limits": {"host": 8, "datastore": 4, "vcenter": 0},
+    "links": {
+        "wan": {
+            "rate": "50MB",
+            "windows": [{"from": "08:00", "to": "18:00", "days": "mon-fri", "rate": "10MB", "timezone": "UTC"}],
+        },
+    },
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",
@@ -44,6 +57,8 @@ FULL: dict[str, Any] = {
             "keep": {
                 "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
             },
+            "sources": ["far", "main"],
+            "copy": {"to": "far", "after_backup": True, "schedule": {"every": "1d"}, "keep": {"daily": 30}},
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {
@@ -53,7 +68,7 @@ FULL: dict[str, Any] = {
             },
         },
         "rest": {
-            "source": "prod", "store": "main", "grace": "10d",
+            "source": "prod", "store": "other", "grace": "10d",
             "members": {
                 "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
                 "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],

@@ -21,6 +21,7 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
+from workers.links import toll
 from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, Shared, execute, storage_in_words
@@ -54,7 +55,7 @@ def run(here: Here, run_id: str) -> RunReport:
 def _backup(live: Live) -> RunReport:
     settings = live.here.settings
     _, store_name, uuid = live.run.target.split(":", 2)
-    store = Store.open(settings.store(store_name).path)
+    store = Store.at(settings.store(store_name))
     newest = store.newest(uuid)
     _take_turns(live, uuid)
     session = connect(live.run.site, settings.site(live.run.site))
@@ -75,7 +76,11 @@ def _backup(live: Live) -> RunReport:
             live.note(reason)
             return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
         try:
-            with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid), closing(point):
+            with (
+                store.writer(live.run.id, toll(live, store_name)) as writer,
+                _given_up(live, store, session, uuid),
+                closing(point),
+            ):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
             break
         except SnapshotLost as err:
@@ -94,14 +99,14 @@ def help_out(here: Here, run_id: str) -> RunReport:
 
 def _help(live: helper.Helper) -> None:
     _, store_name, uuid = live.run.target.split(":", 2)
-    store = Store.open(live.here.settings.store(store_name).path)
+    store = Store.at(live.here.settings.store(store_name))
     newest = store.newest(uuid)
     if live.recall("parent") != (newest.id if newest is not None else ""):
         raise helper.NotAsLeft
     session = connect(live.run.site, live.here.settings.site(live.run.site))
     point = template_point.take(live, session, uuid, quiesce=False)  # the one that is there: a helper makes none
     try:
-        with store.writer(live.run.id) as writer, closing(point):
+        with store.writer(live.run.id, toll(live, store_name)) as writer, closing(point):
             chain = Chain(live, store, store_name, writer, point, newest)
             bring_over(point, chain, live, chain.take())
     finally:

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from workers import dispatch, membership
@@ -18,7 +17,7 @@ from workers.disks import libnbd, nbdkit
 from workers.errors import NotFound, UnderstudyError
 from workers.models import Model
 from workers.run import Here
-from workers.settings import RecoveryTarget, Settings, Site, VmOverride, seconds
+from workers.settings import RecoveryTarget, Settings, Site, StoreSettings, VmOverride, seconds
 from workers.store import Store
 from workers.vsphere import inventory
 from workers.vsphere.placement import find_place
@@ -67,7 +66,7 @@ def catalogue(settings: Settings) -> tuple[Finding, Catalogue | None]:
 
 def stores(settings: Settings) -> Iterator[Finding]:
     for name, store in settings.stores.items():
-        yield probe(f"store {name}", partial(_store, store.path))
+        yield probe(f"store {name}", partial(_store, store))
 
 
 def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[Finding]:
@@ -112,11 +111,12 @@ def groups(here: Here) -> Iterator[Finding]:
             yield Finding(what=f"group {name}", result="note", sentence=sentence)
 
 
-def _store(path: Path) -> str:
-    store = Store.open(path)
+def _store(place: StoreSettings) -> str:
+    store, path = Store.at(place), place.path
     if not os.access(path, os.W_OK):
         raise NotFound(f"the store {path} may not be written to by this user; check the rights on its folder")
-    return f"{path}, {len(store.vms())} VMs, {_gib(shutil.disk_usage(path).free)} free"
+    how = ", encrypted" if store.encrypted else ""
+    return f"{path}{how}, {len(store.vms())} VMs, {_gib(shutil.disk_usage(path).free)} free"
 
 
 def _inventory(settings: Settings, name: str, here: Here | None) -> str:

@@ -44,7 +44,7 @@ def store(here: Here, name: str, *, dry_run: bool = False, now: datetime | None 
 
     One VM's trouble does not keep the others waiting. A VM that no group names any more keeps all its points.
     """
-    opened = Store.open(here.settings.store(name).path)
+    opened = Store.at(here.settings.store(name))
     rules = Rules(here, now)
     return [_of_vm(here, name, opened, uuid, rules, dry_run) for uuid in opened.vms()]
 
@@ -52,7 +52,7 @@ def store(here: Here, name: str, *, dry_run: bool = False, now: datetime | None 
 def free(here: Here, name: str, *, compact: bool = True, seconds: float | None = None, worth: int = WORTH) -> Freed:
     """Delete what nothing needs, and compact what is mostly dead, for so long at most. Safe beside everything."""
     configured = here.settings.store(name)
-    opened = Store.open(configured.path)
+    opened = Store.at(configured)
     with storage_in_words():
         _end_writers(here, opened)
         pruned = opened.prune()
@@ -96,7 +96,7 @@ def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep
     """Retire what of one VM none of `rules` keeps and nobody holds; without rules nothing. The catalogue follows."""
     points = opened.points(uuid)
     gone, troubles = [], []
-    for point in retention.expired(points, rules, needed(here, opened, uuid)):
+    for point in retention.expired(points, rules, needed(here, name, opened, uuid)):
         try:
             if not dry_run:
                 opened.retire(uuid, point.id)
@@ -118,14 +118,26 @@ def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep
     )
 
 
-def needed(here: Here, opened: Store, uuid: str) -> dict[str, list[str]]:
-    """Point -> who holds it, in words: the pins in the store, which are what counts."""
+def needed(here: Here, name: str, opened: Store, uuid: str) -> dict[str, list[str]]:
+    """Point -> who holds it, in words: the pins in the store, which are what counts; and what the next copy builds on,
+    or it would have to look at all of the disks."""
     pairs = here.catalogue.pairs(uuid)
     replicas = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
-    return {
+    found = {
         point: sorted(f"pinned by {replicas.get(holder, holder)}" for holder in holders)
         for point, holders in opened.pins(uuid).items()
     }
+    for to in sorted(_copied_to(here, name, uuid)):
+        for point in here.catalogue.points(uuid, to)[-1:]:
+            found.setdefault(point.id, []).append(f"the next copy to {to} builds on it")
+    return found
+
+
+def _copied_to(here: Here, name: str, uuid: str) -> set[str]:
+    if not any(group.copying is not None and group.store == name for group in here.settings.groups.values()):
+        return set()
+    inside = groups_of(here, uuid).values()
+    return {group.copying.to for group in inside if group.copying is not None and group.store == name}
 
 
 class Rules:
@@ -165,11 +177,11 @@ def _keeps(
     settings: Settings, store: str, inside: Sequence[Group], left: Sequence[tuple[Membership, datetime]]
 ) -> list[Keep]:
     """`left`: the groups that the VM left, each with until when it is known to be away."""
-    covering = [group.keep for group in inside if group.store == store]
+    covering = [keep for group in inside for keep in group.kept_in(store)]
     former = [(settings.groups.get(row.group), kept_until(settings, row) > seen) for row, seen in left]
     if any(group is None and runs for group, runs in former):
         return []  # what a group kept that is not configured any more is not known
-    mine = [(group.keep, runs) for group, runs in former if group is not None and group.store == store]
+    mine = [(keep, runs) for group, runs in former if group is not None for keep in group.kept_in(store)]
     running = [keep for keep, runs in mine if runs]
     if covering:
         return [*covering, *running]

@@ -22,6 +22,9 @@ from workers.vsphere import inventory, replica, snapshots
 #: in a run's memory: the restore point that a person named; without it a sync goes to the newest
 BACK_TO = "back to"
 
+#: in a run's memory: the store that it reads, where it has the choice
+SOURCE = "source"
+
 #: begins the reason of a pause that keeps a replica at the point that a person named
 ROLLED_BACK = "rolled back to "
 
@@ -42,6 +45,7 @@ class HeldReplica(Replica):
             discard=live.recall("discard") is not None,
             full=live.recall("full"),
             back_to=live.recall(BACK_TO),
+            source=live.recall(SOURCE),
         )
         self.ways = Ways(live, self.session)
 
@@ -215,7 +219,8 @@ class HeldReplica(Replica):
         for point, holders in self.store.pins(self.pair.source).items():
             if point != kept and self._holder() in holders:
                 self.store.unpin(self.pair.source, point, self._holder())
-        unpin_elsewhere(self.here, self.pair, kept=self.store.id)
+        others = {name for name in self._order if name != self.source}
+        unpin_elsewhere(self.here, self.pair, self.source, kept=self.store.id, hold=kept, also=others)
 
     def _witness(self, cursor: Cursor) -> str:
         """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""

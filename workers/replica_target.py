@@ -16,6 +16,7 @@ from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
@@ -157,9 +158,8 @@ class ReplicaTarget(NewReplica):
         named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
         for excluded in self.place.excluded_disks:
             if excluded not in named:
-                self._note(
-                    f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
-                )
+                why = f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
+                self._note(why)
         vm = self.state or (self.beginning.vm if self.beginning is not None else None)
         if vm is not None:
             for difference in differences(self.place, self.goal.config, vm.config, self._disks()):
@@ -207,7 +207,7 @@ class ReplicaTarget(NewReplica):
         It is kept from the first write after a commit, or not at all: what was overwritten before is lost.
         """
         assert self.state is not None
-        why = undo_kept.possible(self.here.settings, self.pair, self.state, self._note)
+        why = undo_kept.possible(self.here.settings, self.pair, self.source, self.state, self._note)
         if old.state == "applying":
             lost = "it is not wanted" if why is None else self.doubt
             lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)
@@ -308,10 +308,9 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.live.recall("owned") == self.cursor.content != ""
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
-        if self.live.one_writer:
-            return in_slices(todo, max(todo.total, 1))
         tuning = self.here.settings.tuning
-        return in_slices(todo, spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread))
+        most = spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread)
+        return in_slices(todo, max(todo.total, 1) if self.live.one_writer else most)
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -323,9 +322,10 @@ class ReplicaTarget(NewReplica):
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(self._opened(held, disk, part)) as destination:
+                paced = slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second))
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                    gentle(paced, self.live),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import backup, faults, helper, plan
+from workers import backup, faults, helper, places, plan
 from workers.errors import BadInput, NeedsPerson, NotFound, Refused, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint, Run, RunKind, RunReport, Trigger, VmState
 from workers.restore_held import holder
@@ -72,13 +72,14 @@ def _restore(live: Live) -> RunReport:
         target.check_original()
         _keep_undo(live, order, target)
         target = RestoreTarget(live, order)  # the backup may have taken its time
+    places.demand(live, order.site, target.state, (order.datastore,) if target.state is None else ())
     return sync(target, target, live)
 
 
 def _hold_point(live: Live, order: Order) -> None:
     """Before all else: the backup of what the original holds now is one point more, for which another one may go."""
     live.remember(pinned="yes")
-    store = Store.open(live.here.settings.store(order.store).path)
+    store = Store.at(live.here.settings.store(order.store))
     store.pin(order.source, order.point, holder(live.here.catalogue.realm, live.run.id))
     faults.at("restore.pinned")
 
@@ -95,6 +96,7 @@ def _help(live: helper.Helper) -> None:
     todo = None if target.written else target.join()
     if todo is None:
         raise helper.NotAsLeft
+    places.demand(live, target.order.site, target.state)
     bring_over(target, target, live, todo)
 
 
@@ -150,7 +152,7 @@ def _back_up(live: Live, order: Order) -> None:
 def preview(here: Here, wish: Wish) -> RestorePlan:
     """What the restore would do now. Reads only."""
     order = order_of(here, wish)
-    store = Store.open(here.settings.store(order.store).path)
+    store = Store.at(here.settings.store(order.store))
     point = store.point(order.source, order.point)
     parts = plan.protected(point, order.excluded)
     disks = [DiskToRestore(label=p.disk.label, capacity=p.disk.capacity, bytes=_bytes(store, p)) for p in parts]

@@ -55,7 +55,7 @@ def kept(here: Here, name: str) -> list[Kept]:
     for store, configured in here.settings.stores.items():
         for uuid in uuids:
             try:
-                found += _of_store(here, store, Store.open(configured.path), uuid)
+                found += _of_store(here, store, Store.at(configured), uuid)
             except UnderstudyError as err:
                 remark = f"the store {store} can not be read from here ({err}); this is what the catalogue knows of it"
                 found += [_of_catalogue(point, remark) for point in here.catalogue.points(uuid, store)]
@@ -130,7 +130,7 @@ def uuids_of(here: Here, name: str) -> list[str]:
 def _of_store(here: Here, store: str, opened: Store, uuid: str) -> list[Kept]:
     points = opened.points(uuid)
     rules = prune.rules_of(here, store, uuid)
-    why = retention.reasons(points, rules, prune.needed(here, opened, uuid))
+    why = retention.reasons(points, rules, prune.needed(here, store, opened, uuid))
     unruled = () if rules else ("no rule of a group is about it now: everything is kept",)
     return [_line(store, point, (*why[point.id], *unruled)) for point in points]
 

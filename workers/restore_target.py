@@ -11,7 +11,9 @@ from workers.destination import provisioned
 from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
+from workers.links import toll
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import nonce
 from workers.restore_held import HeldVm, Longer, holder, read_marker
@@ -253,7 +255,9 @@ class RestoreTarget(HeldVm):
 
     def reader(self, disk: str) -> Reader:
         """The disk as the point has it; beyond its end, where the VM's disk is larger by now, zeroes."""
-        return Longer(self.store.reader(self.point, disk), self._disks()[disk].capacity)
+        return Longer(
+            self.store.reader(self.point, disk, toll(self.live, self.order.store)), self._disks()[disk].capacity
+        )
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -267,7 +271,10 @@ class RestoreTarget(HeldVm):
             with closing(held.writer(holes=True)) as destination:
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                    gentle(
+                        slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                        self.live,
+                    ),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -171,7 +171,8 @@ def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
 def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
     objections: dict[tuple[str, str, str | None], str] = {}
-    for member in known.roll.members():
+    members = known.roll.members()
+    for member in members:
         key = (member.vm.identity.instance_uuid, member.group.store, member.target)
         pair = known.pairs.get((key[0], key[1], key[2])) if key[2] is not None else None
         objections[key] = dispatch.objection(here, member) or dispatch.misplaced(here, pair) or ""
@@ -179,14 +180,20 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     for pair_key, pair in known.pairs.items():
         if HoldKind.FORGOTTEN not in known.held.get(replicate.target_of(pair.id), {}):
             keys.setdefault(pair_key, [])
+    copied = {(m.vm.identity.instance_uuid, m.group.copying.to): m.group.store for m in members if m.group.copying}
+    for uuid, store in copied:
+        keys.setdefault((uuid, store, None), [])
     covered = {(uuid, store) for uuid, store, _ in keys}
     for uuid, store in known.newest.keys() - covered:
         keys[uuid, store, None] = []
     for (uuid, store, target), groups in keys.items():
-        yield _line(known, uuid, store, target, groups, objections.get((uuid, store, target), ""))
+        copied_from = copied.get((uuid, store), "") if target is None else ""
+        yield _line(known, uuid, store, target, groups, objections.get((uuid, store, target), ""), copied_from)
 
 
-def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], objection: str) -> Protected:
+def _line(
+    known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], objection: str, copied_from: str
+) -> Protected:
     vm, newest = known.vms.get(uuid), known.newest.get((uuid, store))
     pair = known.pairs.get((uuid, store, target)) if target is not None else None
     chain = backup.target_of(store, uuid)
@@ -217,16 +224,18 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         damages=tuple(known.damages.get(fenced, [])),
         last_verify=known.verified.get(fenced),
         half_applied=known.half.get(pair.id) if pair is not None else None,
-        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)),
+        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store, copied_from)),
         objection=objection,
     )
 
 
-def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str) -> str:
+def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str, copied_from: str) -> str:
     """What becomes of a line that no group asks for, of a VM that is in others; empty when it is in none."""
     names = ", ".join(roll.groups_of(uuid))
     if not names:
         return ""
+    if copied_from:
+        return f"copies of the restore points in {copied_from}"
     if pair is None:
         return f"its groups now ({names}) have another store: what is in {store} stays, nothing new is added"
     command = f"`understudy forget {pair.vm} --target {pair.recovery_target}`"

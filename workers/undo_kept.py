@@ -63,23 +63,23 @@ class Kept(Model):
         return self.config.model_copy(update={"disks": disks})
 
 
-def reason(settings: Settings, pair: Pair) -> str | None:
-    """Why old content is kept for this pair; None where it is not."""
+def reason(settings: Settings, pair: Pair, store: str) -> str | None:
+    """Why old content is kept for this pair, which is brought up from that store; None where it is not."""
     wanted = settings.targets[pair.recovery_target].undo
     if wanted == "always":
         return 'its recovery target says undo = "always"'
-    stands = settings.store(pair.store).site
+    stands = settings.store(store).site
     if wanted == "auto" and stands not in ("", pair.site):
-        return f"the store {pair.store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
+        return f"the store {store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
     return None
 
 
-def possible(settings: Settings, pair: Pair, state: VmState, note: Callable[[str], None]) -> str | None:
+def possible(settings: Settings, pair: Pair, store: str, state: VmState, note: Callable[[str], None]) -> str | None:
     """`reason`, unless it can not be kept: what is kept lies beside the disks, so their datastores must be mounted.
 
     Raises `ConfigError` where the recovery target insists.
     """
-    why = reason(settings, pair)
+    why = reason(settings, pair, store)
     mounts = settings.site(pair.site).datastores
     files = [state.vmx, *(disk.parent or disk.file for disk in state.config.disks)]
     missing = sorted({datastore_of(file) for file in files if _path(mounts, file) is None})

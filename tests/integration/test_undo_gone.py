@@ -43,6 +43,17 @@ def test_who_asks_twice_for_the_way_back_gets_one_run(world: World) -> None:
     assert anew and replicate.run(here, last.id).outcome == RunState.NOTHING_NEW
 
 
+def test_what_a_sync_kept_that_never_began_goes_with_the_way_back(world: World) -> None:
+    """It died before its cursor said that the replica is half-applied: there is nothing to take back."""
+    name = "never-began"
+    before, _ = half(world, name, "cursor-writing")
+    assert kept(world)
+    run, _ = rollback.request(world.here, world.pair(name), SYNC_POINT)
+    assert replicate.run(world.here, run.id).outcome == RunState.NOTHING_NEW
+    assert kept(world) == []
+    world.assert_replica_is(name, before)
+
+
 @pytest.mark.parametrize("how", ["Destroy_Task", "UnregisterVM"])
 def test_what_was_kept_of_a_replica_goes_with_it(world: World, how: str) -> None:
     """Deleted, nobody can go back; only taken out of the inventory, somebody may register it again."""

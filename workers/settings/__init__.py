@@ -9,7 +9,7 @@ import os
 
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
-from workers.settings.places import Flower, Hotadd, RecoveryTarget, Site, StoreSettings, Vddk
+from workers.settings.places import Flower, Hotadd, Limits, Link, RecoveryTarget, Site, StoreSettings, Vddk, Window
 from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
@@ -22,6 +22,8 @@ __all__ = [
     "Group",
     "Hotadd",
     "Keep",
+    "Limits",
+    "Link",
     "Loaded",
     "RecoveryTarget",
     "ReplicaOverride",
@@ -34,6 +36,7 @@ __all__ = [
     "Tuning",
     "Vddk",
     "VmOverride",
+    "Window",
     "find",
     "load",
     "load_with_origins",

@@ -6,6 +6,7 @@ claimed twice, and a listing that races with commits and retirements can be told
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -18,13 +19,15 @@ from pydantic import ValidationError
 
 from workers.errors import Conflict, NotFound, Refused
 from workers.models import RestorePoint
-from workers.store import files
-from workers.store.layout import FORMAT, damaged, digest, safe, too_new
+from workers.store import crypt, files
+from workers.store.crypt import PLAIN, Keys
+from workers.store.layout import FORMAT, SEALED, check_version, damaged, safe, too_new
 
 
 class Points:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keys: Keys = PLAIN) -> None:
         self.root = root
+        self.keys = keys
 
     def vms(self) -> list[str]:
         """VMs with at least one point."""
@@ -53,7 +56,11 @@ class Points:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        return decode(path, data)
+        return decode(path, data, self.keys)
+
+    def encode(self, point: RestorePoint) -> bytes:
+        """The manifest, as it is written."""
+        return encode(point, self.keys)
 
     def retired(self, vm: str, seq: int) -> bool:
         try:
@@ -86,7 +93,7 @@ class Points:
         taken = self.sequences(vm)
         if taken and taken[-1] >= point.seq:
             raise _taken(point, self.read(vm, taken[-1]))
-        if point.parent is not None:
+        if point.parent is not None and not point.copied_from:  # of a copy the point before it may not be here
             parent = self.read(vm, point.seq - 1)
             if parent is None or parent.id != point.parent:
                 raise Conflict(
@@ -143,28 +150,43 @@ class Points:
 
 _RETIRED = b'{"format":1,"retired":'
 _LAST = b"\n}\n"
+#: what a sealed manifest's key is for
+_CONTEXT = b"restore point"
 
 
-def encode(point: RestorePoint) -> bytes:
-    """Readable JSON; the digest covers the bytes of the point between the first and the last line break."""
+def encode(point: RestorePoint, keys: Keys = PLAIN) -> bytes:
+    """Readable JSON; the digest covers the bytes of the point between the first and the last line break.
+
+    Sealed, these are what was sealed, in Base64, and the file's key stands in place of the digest.
+    """
     text = point.model_dump_json().encode()
-    return b'{"format":%d,"blake3":"%s","point":\n%s%s' % (FORMAT, digest(text).hex().encode(), text, _LAST)
+    file = keys.new_file(_CONTEXT)
+    if file is None:
+        return b'{"format":%d,"blake3":"%s","point":\n%s%s' % (FORMAT, keys.digest(text).hex().encode(), text, _LAST)
+    sealed = base64.b64encode(file.seal(text, crypt.BODY))
+    return b'{"format":%d,"key":"%s","sealed":\n"%s"%s' % (SEALED, file.wrapped.hex().encode(), sealed, _LAST)
 
 
-def decode(path: Path, data: bytes) -> RestorePoint | None:
+def decode(path: Path, data: bytes, keys: Keys = PLAIN) -> RestorePoint | None:
     """None for a retired point's mark."""
     if data.startswith(_RETIRED):
         return None
     first, _, rest = data.partition(b"\n")
     try:
         head = json.loads(first + b"null}")
-        version, wanted = head["format"], head["blake3"]
+        version = head["format"]
+        if not isinstance(version, int):
+            raise ValueError("its format is no number")
+        check_version(path, version, keys)
+        vouches = bytes.fromhex(head["key" if keys.sealing else "blake3"])
     except (ValueError, KeyError, TypeError) as err:
         raise damaged(path, "its first line is not that of a restore point") from err
-    if not isinstance(version, int) or version > FORMAT:
-        raise too_new(path, version)
     text = rest.removesuffix(_LAST)
-    if not rest.endswith(_LAST) or digest(text).hex() != wanted:
+    if not rest.endswith(_LAST):
+        raise damaged(path, "it was cut off, or something was added to it")
+    if keys.sealing:
+        text = _unsealed(path, text, vouches, keys)
+    elif keys.digest(text) != vouches:
         raise damaged(path, "its digest does not match")
     try:
         point = RestorePoint.model_validate_json(text)
@@ -177,6 +199,15 @@ def decode(path: Path, data: bytes) -> RestorePoint | None:
             path, f"it is restore point {point.id} of VM {point.vm.instance_uuid}: it was moved or copied here"
         )
     return point
+
+
+def _unsealed(path: Path, text: bytes, wrapped: bytes, keys: Keys) -> bytes:
+    try:
+        if text[:1] + text[-1:] != b'""':
+            raise ValueError("no quotes")
+        return keys.file(wrapped, _CONTEXT).open(base64.b64decode(text[1:-1], validate=True), crypt.BODY)
+    except (crypt.Broken, ValueError) as err:
+        raise damaged(path, "it is not what was sealed with this store's key") from err
 
 
 def _sequence(point_id: str) -> int | None:

@@ -6,7 +6,7 @@ import errno
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from workers.extents import GRANULE, Extents
 from workers.models import PointDisk
 from workers.point import Piece
-from workers.store import diff, files, layout
+from workers.store import crypt, diff, files, layout
 from workers.store.layout import PACKED, SEGMENT, ZSTD
 from workers.store.maps import Maps
 from workers.store.packs import Pack, PackCache
@@ -51,8 +51,18 @@ class Rows(NamedTuple):
 class DiskReader:
     """Implements `workers.point.Reader`. Safe for several threads."""
 
-    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk, *, held: object = None) -> None:
-        """`held` is what keeps the files of the disk's segments as long as this reader lives."""
+    def __init__(
+        self,
+        maps: Maps,
+        packs: PackCache,
+        disk: PointDisk,
+        *,
+        held: object = None,
+        carried: Callable[[int], None] | None = None,
+    ) -> None:
+        """`held` is what keeps the files of the disk's segments as long as this reader lives. `carried` is told of
+        bytes before they are fetched; it may take its time."""
+        self._carried = carried
         self.size = disk.disk.capacity
         self.held = held
         self._maps = maps
@@ -104,7 +114,7 @@ class DiskReader:
             return False
         pack = self._pack(blob[0])
         whole = blob[1] < len(pack) and length == int(pack.raw[blob[1]])
-        return whole and layout.digest(data) == pack.digest(blob[1])
+        return whole and pack.keys.digest(data) == pack.digest(blob[1])
 
     def _rows(self, segment: int, ranges: list[tuple[int, int]]) -> Rows:
         """`ranges` cut at the borders of steps, in the order asked."""
@@ -180,14 +190,9 @@ class DiskReader:
         first, last = blobs[numbers[0]][1], blobs[numbers[-1]][1]
         start = int(pack.offsets[first])
         length = int(pack.offsets[last] + pack.stored[last]) - start
-        try:
-            data = memoryview(files.read_all(pack.fd, length, start))
-        except OSError as err:
-            if err.errno != errno.EIO:
-                raise
-            raise layout.damaged(
-                pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}"
-            ) from err
+        if self._carried is not None:
+            self._carried(length)
+        data = memoryview(fetch(pack, start, length))
         for number in numbers:
             slot = blobs[number][1]
             offset = int(pack.offsets[slot]) - start
@@ -197,16 +202,39 @@ class DiskReader:
             yield number, content
 
 
+def opened(pack: Pack, slot: int, stored: memoryview) -> memoryview:
+    """A blob without its seal, where the store is encrypted."""
+    try:
+        return pack.opened(slot, stored)
+    except crypt.Broken as err:
+        raise _bad_blob(pack, slot, "is not what was sealed with this store's key") from err
+
+
+def fetch(pack: Pack, start: int, length: int) -> bytes:
+    """Bytes of a pack as they lie there. What its device cannot read counts as damage."""
+    try:
+        return files.read_all(pack.fd, length, start)
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        raise layout.damaged(pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}") from err
+
+
 def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:
     """The content of a blob, checked against its digest."""
+    return unpacked(pack, slot, opened(pack, slot, stored))
+
+
+def unpacked(pack: Pack, slot: int, packed: memoryview) -> memoryview:
+    """The content of a blob that has no seal (any more), checked against its digest."""
     raw = int(pack.raw[slot])
-    content: memoryview | bytes = stored
+    content: memoryview | bytes = packed
     if pack.flags[slot] & ZSTD:
         try:
-            content = ZstdDecompressor().decompress(stored, raw)
+            content = ZstdDecompressor().decompress(packed, raw)
         except ZstdError as err:
             raise _bad_blob(pack, slot, "does not decompress") from err
-    if len(content) != raw or layout.digest(content) != pack.digest(slot):
+    if len(content) != raw or pack.keys.digest(content) != pack.digest(slot):
         raise _bad_blob(pack, slot, "does not match its digest")
     return memoryview(content)
 

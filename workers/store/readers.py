@@ -24,10 +24,12 @@ class Reading:
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
+        self.ended = False
         self._fd = fd
         self._pid = os.getpid()
 
     def close(self) -> None:
+        self.ended = True
         fd, self._fd = self._fd, -1
         if fd >= 0:
             if os.getpid() == self._pid:  # a forked child has a copy of this: what it ends is not ours

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from workers import faults
 from workers.errors import BadInput, NotFound
 from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
-from workers.store import diff, files, layout
+from workers.settings import StoreSettings
+from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
+from workers.store.crypt import PLAIN, Keys
+from workers.store.intake import Intake
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -31,6 +36,9 @@ from workers.store.writers import Writers
 
 _FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction", "suspects")
 
+#: what this process is registered as reading, in any of its stores
+_readings: weakref.WeakSet[Reading] = weakref.WeakSet()
+
 
 class Store:
     """One store, opened. Thread-safe; any number of processes may have it open and write to it.
@@ -39,12 +47,12 @@ class Store:
     has handed out name is not deleted before that, however they are retired or compacted meanwhile.
     """
 
-    def __init__(self, path: Path, store_id: str) -> None:
+    def __init__(self, path: Path, store_id: str, keys: Keys = PLAIN) -> None:
         self.path = path
         self.id = store_id
-        self._maps = Maps(path / "maps")
-        self._packs = PackCache(path / "packs")
-        self._points = Points(path / "points")
+        self._maps = Maps(path / "maps", keys)
+        self._packs = PackCache(path / "packs", keys)
+        self._points = Points(path / "points", keys)
         self._pins = Pins(path / "pins", self._points)
         self._writers = Writers(path / "writers")
         self._readers = Readers(path / "readers")
@@ -71,36 +79,33 @@ class Store:
         )
 
     @classmethod
-    def create(cls, path: Path) -> Store:
-        """A new store, or the one that is there. `BadInput` when there is something else."""
+    def create(cls, path: Path, key: bytes | None = None) -> Store:
+        """A new store, encrypted when there is a `key`, or the one that is there. `BadInput` when there is something
+        else."""
         path = path.absolute()
         with files.room(path):
             # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (path / "store.json").exists():
-                _create(path)
-        return cls.open(path)
+                _create(path, key)
+        return cls.open(path, key)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Raises `NotFound`, `StoreDamaged`, `StoreTooNew`."""
+    def at(cls, place: StoreSettings) -> Store:
+        """The store that is configured so, with its key."""
+        return cls.open(place.path, place.key())
+
+    @classmethod
+    def open(cls, path: Path, key: bytes | None = None) -> Store:
+        """`key` is the wrapping key of an encrypted store. Raises `NotFound`, `WrongKey`, `StoreDamaged`,
+        `StoreTooNew`."""
         path = path.absolute()
-        file = path / "store.json"
-        try:
-            data = json.loads(file.read_bytes())
-            version, store_id = data["format"], data["id"]
-            if data.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
-                raise ValueError("its digest does not match")
-        except (FileNotFoundError, NotADirectoryError) as err:
-            raise NotFound(
-                f"there is no store at {path}: check the path and that it is mounted, or make one with "
-                f"`understudy init`"
-            ) from err
-        except (ValueError, KeyError, TypeError) as err:
-            raise layout.damaged(file, "it does not say which store this is") from err
-        if not isinstance(version, int) or version > layout.FORMAT:
-            raise layout.too_new(file, version)
-        return cls(path, str(store_id))
+        found = keyring.read(path)
+        return cls(path, found.id, keyring.keys(path, found, key))
+
+    @property
+    def encrypted(self) -> bool:
+        return self._packs.keys.sealing
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -122,8 +127,10 @@ class Store:
 
     def _enter(self) -> None:
         with self._lock:
-            if self._reading is None:
+            if self._reading is None or self._reading.ended:
                 self._reading = self._readers.enter()
+                if self._reading is not None:
+                    _readings.add(self._reading)
 
     def close(self) -> None:
         """Nothing that was handed out is read any more. Reading on afterwards is fine: it counts from then."""
@@ -132,13 +139,23 @@ class Store:
                 self._reading.close()
                 self._reading = None
 
+    @staticmethod
+    def close_all() -> None:
+        """As `close`, for all that any store handed out in this process: at the end of a task. An error that somebody
+        keeps holds the frames of its callers, and these their stores: after an outage of PostgreSQL, or of Redis, an
+        idle worker was a reader for 180 s and more, for which every prune waited.
+        """
+        for reading in list(_readings):
+            reading.close()
+
     def _own(self) -> str | None:
         return self._reading.path.name if self._reading is not None else None
 
-    def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
+    def reader(self, point: RestorePoint, disk_id: str, carried: Callable[[int], None] | None = None) -> DiskReader:
+        """`carried` is told of bytes before they are fetched."""
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk, held=self._reading)
+                return DiskReader(self._maps, self._packs, disk, held=self._reading, carried=carried)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 
@@ -151,21 +168,29 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def writer(self, run: str) -> StoreWriter:
-        """Registers the run first; from then on prune spares what it may refer to."""
+    def writer(self, run: str, carried: Callable[[int], None] | None = None) -> StoreWriter:
+        """Registers the run first; from then on prune spares what it may refer to. `carried` is told of bytes before
+        they are fetched from the parent, or written."""
         with files.room(self.path):
-            note = self._writers.register(run)
-            faults.at("store.registered")
-            return StoreWriter(
-                self.path,
-                run,
-                maps=self._maps,
-                packs=self._packs,
-                points=self._points,
-                writers=self._writers,
-                avoid=self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
-                note=note,
-            )
+            return StoreWriter(self.path, run, crossing=carried, **self._for_writer(run))
+
+    def intake(self, run: str, source: Store, carried: Callable[[int], None]) -> Intake:
+        """A writer that takes over what points of `source` hold. `carried` is told of bytes before they are fetched."""
+        with files.room(self.path):
+            given = self._for_writer(run)
+            return Intake(self.path, run, maps_there=source._maps, packs_there=source._packs, carried=carried, **given)
+
+    def _for_writer(self, run: str) -> dict[str, Any]:
+        note = self._writers.register(run)
+        faults.at("store.registered")
+        return {
+            "maps": self._maps,
+            "packs": self._packs,
+            "points": self._points,
+            "writers": self._writers,
+            "avoid": self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
+            "note": note,
+        }
 
     def abandon(self, run: str) -> None:
         """The run will never commit: what it wrote is given up, and a stopped process of it can publish nothing."""
@@ -241,7 +266,7 @@ class Store:
         return figures(self.path, self._points, self._maps, self._packs, below=below, by_vm=by_vm)
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, key: bytes | None) -> None:
     strangers = [entry for entry in os.listdir(path) if entry not in _FOLDERS and not entry.startswith(".store.json.")]
     used = [
         name for name in _FOLDERS if name not in strangers and (path / name).exists() and any((path / name).iterdir())
@@ -256,16 +281,10 @@ def _create(path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     store_id = secrets.token_hex(16)
     fresh = path / f".store.json.{secrets.token_hex(8)}"
-    files.write_new(
-        fresh, files.to_json({"format": layout.FORMAT, "id": store_id, "check": _check(store_id), "created": now})
-    )
+    files.write_new(fresh, keyring.fresh(store_id, key, created=now))
     # Two may create at once: the second finds the first one's store.
     with contextlib.suppress(FileExistsError):
         os.link(fresh, path / "store.json")
     files.remove(fresh)
     files.sync_folder(path)
     files.sync_folder(path.parent)
-
-
-def _check(store_id: object) -> str:
-    return layout.digest(str(store_id).encode())[:8].hex()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from workers.store.layout import BLOCK, SCRAP, SEGMENT
 from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
 from workers.store.needed import segments
 from workers.store.packs import Blob, PackCache, PackWriter, pack_ids
-from workers.store.points import Points, encode
+from workers.store.points import Points
 from workers.store.read import DiskReader
 from workers.store.writers import Writers
 
@@ -65,7 +65,9 @@ class StoreWriter:
         writers: Writers,
         avoid: set[int],
         note: Path,
+        crossing: Callable[[int], None] | None = None,
     ) -> None:
+        self._crossing = crossing
         self.run = run
         self._root = root
         self._maps = maps
@@ -83,7 +85,7 @@ class StoreWriter:
         self._lanes: list[Lane] = []
         self._failed: BaseException | None = None
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -140,7 +142,7 @@ class StoreWriter:
         candidates = candidates.clip(base, end)
         reader = None
         if parent is not None:
-            reader = _Padded(DiskReader(self._maps, self._packs, parent))
+            reader = _Padded(DiskReader(self._maps, self._packs, parent, carried=self._crossing))
             if mode == "compare":
                 candidates |= mapped(before, base).clip(base, end)
         work = Work(
@@ -218,7 +220,7 @@ class StoreWriter:
     def _borrow(self, count: int) -> list[Lane]:
         with self._lock:
             lanes, self._lanes = self._lanes[:count], self._lanes[count:]
-        return lanes + [Lane(self._find, self._store) for _ in range(count - len(lanes))]
+        return lanes + [Lane(self._find, self._store, self._packs.keys) for _ in range(count - len(lanes))]
 
     def _finish(self, work: Work, name: str) -> Segment:
         differing = EMPTY
@@ -233,7 +235,7 @@ class StoreWriter:
             how = since(self._maps.parse(name), dense(self._maps.load(name)), work.places) if name else None
             with self._lock:
                 if self._file is None:
-                    self._file = MapsWriter(self._root / "maps", self.run)
+                    self._file = MapsWriter(self._root / "maps", self.run, self._maps.keys)
                 file = self._file
             with self._writing():
                 where = file.append(made, how)
@@ -253,15 +255,17 @@ class StoreWriter:
         return found
 
     def _store(self, blobs: Sequence[Blob], data: memoryview) -> tuple[int, int]:
+        if self._crossing is not None:
+            self._crossing(len(data))
         with self._lock:
             pack = self._pack
             if pack is None or pack.full:
-                pack = self._pack = PackWriter(self._root / "packs", self.run)
+                pack = self._pack = PackWriter(self._root / "packs", self.run, self._packs.keys)
                 self._busy[pack] = 0
             self._busy[pack] += 1
             slot, offset = pack.reserve(blobs)
         with self._writing():
-            pack.write(data, offset)
+            pack.write(data, offset, slot, blobs)
         with self._lock:
             self._busy[pack] -= 1
             for number, blob in enumerate(blobs):
@@ -324,7 +328,7 @@ class StoreWriter:
             try:
                 # The note is there since we registered. If the run was ended meanwhile it is gone, also when somebody
                 # registered the run anew; and from then on it cannot be linked.
-                files.overwrite(self._note, encode(point))
+                files.overwrite(self._note, self._points.encode(point))
                 faults.at("store.staged")
                 self._points.check_next(point)
                 self._check(point)
