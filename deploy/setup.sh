@@ -57,6 +57,9 @@ missing_packages() {
     command -v mkfs.xfs >/dev/null || echo xfsprogs
     command -v mkfs.ext4 >/dev/null && command -v debugfs >/dev/null || echo e2fsprogs
     command -v mount >/dev/null || echo mount
+    command -v nbdkit >/dev/null || echo nbdkit
+    [ -n "$(find /usr/lib /usr/lib64 -maxdepth 2 -name 'libnbd.so.0' -print -quit 2>/dev/null)" ] || echo libnbd0
+    command -v gcc >/dev/null && [ -e /usr/include/stdio.h ] || echo gcc libc6-dev
 }
 
 # Debian starts a daemon as soon as its package is configured. Ours are started by the lab and the tests, each with its
@@ -109,6 +112,33 @@ install_packages() {
     [ $# -eq 0 ] || fail "installed, but still not usable: $*"
 }
 
+# nbdkit's vddk plugin is in Debian's contrib from trixie on, and also runs under the nbdkit of the release before. Where
+# nbdkit does not have it that one file is fetched from there, by lists of its own: the system's sources stay as they
+# are. Where that fails it is said and tried again the next day: only the tests of the carrier nbd need it.
+fetch_vddk_plugin() {
+    plugin=.build/nbdkit-vddk-plugin.so
+    [ ! -e "$plugin" ] && ! nbdkit vddk --dump-plugin >/dev/null 2>&1 || return 0
+    [ -z "$(find .build/vddk.log -mtime -1 2>/dev/null)" ] || return 0
+    say "fetching nbdkit's vddk plugin (log in .build/vddk.log)"
+    rm -rf .build/vddk
+    mkdir -p .build/vddk/lists/partial .build/vddk/cache/archives/partial
+    (
+        set -eu
+        keys=/usr/share/keyrings/debian-archive-keyring.gpg
+        archive=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 'Origin: Debian' |
+            awk '$2 !~ /-/ { print $1; exit }')
+        cd .build/vddk
+        echo "deb [signed-by=$keys] $archive trixie contrib" >sources.list
+        apt="-q -o Dir::Etc::sourcelist=$PWD/sources.list -o Dir::Etc::sourceparts=-"
+        apt="$apt -o Dir::State::lists=$PWD/lists -o Dir::Cache=$PWD/cache"
+        # shellcheck disable=SC2086
+        apt-get $apt update && apt-get $apt download nbdkit-plugin-vddk
+        dpkg -x nbdkit-plugin-vddk_*.deb .
+        mv usr/lib/*/nbdkit/plugins/nbdkit-vddk-plugin.so ../
+    ) >.build/vddk.log 2>&1 9>&- || say "nbdkit's vddk plugin could not be had; the carrier nbd is not tested here"
+    rm -rf .build/vddk
+}
+
 # ---- python ----------------------------------------------------------------------------------------------------
 
 # What .venv was made from. The folder belongs to it: a virtual environment does not survive being moved.
@@ -136,5 +166,6 @@ make_environment() {
 # ---- the simulator ---------------------------------------------------------------------------------------------
 
 install_packages
+fetch_vddk_plugin
 environment_is_current || make_environment
 deploy/simulator/build.sh .build/vcenter-simulator 9>&- || fail "the vCenter simulator could not be built. The message of go is above."

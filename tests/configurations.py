@@ -23,6 +23,9 @@ FULL: dict[str, Any] = {
         "prod": {
             "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
             "thumbprint": "AA", "link": "wan", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
+            "carriers": ["file", "hotadd", "nbd"],
+            "hotadd": {"vm": "4210f3ae-5f0b-4c57-9f1d-8d5d9c2c1a11", "devices": "/dev/disk/by-id"},
+            "vddk": {"libdir": "vddk", "plugin": "vddk", "transports": "nbd", "compression": "skipz"},
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },

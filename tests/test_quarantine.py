@@ -38,6 +38,7 @@ def test_the_table_names_families_that_exist() -> None:
     [
         pytest.param("vcenter unreachable", 5, [5, 10, 20, 40], id="an outage of a minute is ridden out"),
         pytest.param("disk busy", 5, [10, 20, 40, 80], id="a lock is worth more patience"),
+        pytest.param("disk locked", 10, [10, 20, 40, 80], id="a host keeps its lock for long"),
         pytest.param("conflict", 5, [1, 2, 4, 8], id="somebody was faster by milliseconds"),
         pytest.param("never heard of", 5, [5, 10, 20, 40], id="what nobody foresaw"),
     ],

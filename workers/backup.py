@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import structlog
 
@@ -76,7 +76,11 @@ def _backup(live: Live) -> RunReport:
             live.note(reason)
             return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
         try:
-            with store.writer(live.run.id, toll(live, store_name)) as writer, _given_up(live, store, session, uuid):
+            with (
+                store.writer(live.run.id, toll(live, store_name)) as writer,
+                _given_up(live, store, session, uuid),
+                closing(point),
+            ):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
             break
         except SnapshotLost as err:
@@ -102,7 +106,7 @@ def _help(live: helper.Helper) -> None:
     session = connect(live.run.site, live.here.settings.site(live.run.site))
     point = template_point.take(live, session, uuid, quiesce=False)  # the one that is there: a helper makes none
     try:
-        with store.writer(live.run.id, toll(live, store_name)) as writer:
+        with store.writer(live.run.id, toll(live, store_name)) as writer, closing(point):
             chain = Chain(live, store, store_name, writer, point, newest)
             bring_over(point, chain, live, chain.take())
     finally:
@@ -180,6 +184,7 @@ class Chain:
         if not self.point.disks:
             why = "; ".join(self._unprotected()) or "it has none at all; give it one, or take it out of the group"
             raise Refused(f"{self.live.run.vm} has no disk that can be protected: {why}")
+        self.point.choose()
         todo = {key: self._todo(disk) for key, disk in self.point.disks.items()}
         modes = " ".join(f"{key}={mode}" for key, (mode, _) in self._how.items())
         if self.live.planned and self.live.recall("modes") != modes:
@@ -196,17 +201,12 @@ class Chain:
     def _todo(self, disk: Disk) -> Extents:
         """What of the disk must be read, and why, in words."""
         before = self._before.get(disk.id)
-        reader = self.point.reader(disk.id)
-        try:
-            allocated = reader.allocated()
-        finally:
-            reader.close()
         if self.parent is None or before is None:
             why = "first backup of this VM" if self.parent is None else "the disk is new since the parent point"
             if self.parent is not None and any(part.disk.id == disk.id for part in self.parent.disks):
                 why = f"what {self.parent.id} has of it is damaged in the store, so nothing is taken from there"
             self._decide(disk, "full", why)
-            return allocated
+            return self.point.reader(disk.id).allocated()
         known = self.live.recall(f"compare {disk.id}")
         reason = known or self.live.recall("full") or self.point.untracked or self._distrust(before, disk)
         answer = EMPTY
@@ -222,7 +222,7 @@ class Chain:
             if reason != known:  # a later message may find nothing unusual any more
                 self.live.remember(**{f"compare {disk.id}": reason})
             self._decide(disk, "compare", reason)
-            return allocated | self.store.allocated(before).clip(0, disk.capacity)
+            return self.point.reader(disk.id).allocated() | self.store.allocated(before).clip(0, disk.capacity)
         self._samples[disk.id] = plan.sample(
             answer, disk.capacity, self.live.here.settings.tuning.sample, f"{self.live.run.id}/{disk.id}"
         )
@@ -306,6 +306,7 @@ class Chain:
 
     def commit(self) -> RunReport:
         self.flush()
+        self.point.close()
         self.live.check()
         if (why := self.point.lost()) is not None:
             raise SnapshotLost(why)

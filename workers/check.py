@@ -10,12 +10,14 @@ from typing import Literal
 
 from workers import dispatch, membership
 from workers.beginning import find_existing, seed_folder
+from workers.carried import library, own_vm
 from workers.catalogue import Catalogue
 from workers.destination import destination
+from workers.disks import libnbd, nbdkit
 from workers.errors import NotFound, UnderstudyError
 from workers.models import Model
 from workers.run import Here
-from workers.settings import RecoveryTarget, Settings, StoreSettings, VmOverride, seconds
+from workers.settings import RecoveryTarget, Settings, Site, StoreSettings, VmOverride, seconds
 from workers.store import Store
 from workers.vsphere import inventory
 from workers.vsphere.placement import find_place
@@ -72,6 +74,10 @@ def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[F
     for name in names:
         login = probe(f"site {name}", partial(_inventory, settings, name, here))
         yield login
+        if settings.sites[name].vddk is not None and "nbd" in settings.sites[name].carriers:
+            yield probe(f"carrier {name}/nbd", partial(_nbd, settings.sites[name]))
+        if "hotadd" in settings.sites[name].carriers:
+            yield probe(f"carrier {name}/hotadd", partial(_hotadd, name, settings.sites[name]))
         for datastore in settings.sites[name].datastores:
             look = partial(_datastore, settings, name, datastore, ask=login.result == "ok")
             yield probe(f"datastore {name}/{datastore}", look)
@@ -120,6 +126,16 @@ def _inventory(settings: Settings, name: str, here: Here | None) -> str:
     return f"{site.vcenter}, {len(inventory.list_vms(connect(name, site)))} VMs (not recorded: there is no catalogue)"
 
 
+def _nbd(site: Site) -> str:
+    libnbd.library()
+    found = library(site)
+    return f"VMware's library {nbdkit.loads(found)} in {found.libdir}"
+
+
+def _hotadd(name: str, site: Site) -> str:
+    return f"this worker is the VM {own_vm(connect(name, site))}"
+
+
 def _datastore(settings: Settings, name: str, datastore: str, *, ask: bool) -> str:
     site = settings.sites[name]
     path = site.datastores[datastore]
@@ -145,7 +161,7 @@ def _target(settings: Settings, target: RecoveryTarget, override: VmOverride, na
     site, place = settings.sites[target.site], destination(target, override, name, vm)
     used = sorted({place.datastore, *place.datastores.values()})
     for datastore in used:
-        if datastore not in site.datastores:
+        if not site.reaches(datastore):
             raise NotFound(
                 f"the datastore {datastore} of this recovery target is not among sites.{target.site}.datastores "
                 f"({', '.join(sorted(site.datastores)) or 'none'}); say where its workers have it mounted"

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from workers import faults, quarantine
+from workers.carriers import CARRIERS, hosts_lock, one_writer
 from workers.catalogue import PLAN
-from workers.errors import Conflict, FencedOut, Transient, UnderstudyError
+from workers.errors import Conflict, FencedOut, NotFound, Transient, UnderstudyError
 from workers.models import Run, Slice
 from workers.settings import seconds
 
@@ -38,6 +39,18 @@ class Claims:
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
 
+    def over(self, run: str) -> bool:
+        """Whether the run is known to have ended. One that this catalogue does not know may be another realm's."""
+        try:
+            return not self.here.catalogue.run(run).live
+        except NotFound:
+            return False
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether one worker at a time writes all of the VM, for hosts that write disks give them other content ids."""
+        return one_writer(self.run, self.recall(CARRIERS))
+
     @property
     def planned(self) -> bool:
         return self.recall(PLAN) is not None
@@ -56,7 +69,7 @@ class Claims:
             seconds(tuning.lease),
             fence=self.run.fence,
             plan=self.recall(PLAN) or "",
-            tries=tuning.attempts,
+            tries=quarantine.tries("disk locked" if hosts_lock(self.recall(CARRIERS)) else "", tuning),
         )
         if part is not None:
             self._held.add((part.disk, part.start))

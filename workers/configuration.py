@@ -104,7 +104,7 @@ def _twice(settings: Settings) -> Iterator[Remark]:
 
 def _mounted(settings: Settings, key: Key, site: str, datastore: str) -> Iterator[Remark]:
     known = settings.sites[site].datastores
-    if datastore not in known:
+    if not settings.sites[site].reaches(datastore):
         allowed = ", ".join(sorted(known)) or "none"
         yield Remark(
             key,

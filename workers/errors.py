@@ -5,6 +5,8 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── VcenterUnreachable      no answer, a dropped connection, a session that could not be renewed
 │   ├── TaskStillRunning        vCenter works on it; come back with its moref
 │   ├── DiskBusy                somebody holds a lock on a disk's range
+│   │   └── DiskLocked          a host holds it: for some time also after whoever had it is gone
+│   ├── CarrierFailed           VMware's library, or the host that it talks to, failed or fell silent
 │   ├── TargetBusy              the replica is being compared; that ends first
 │   ├── BrokerUnreachable       Redis does not answer
 │   └── CatalogueUnreachable    the catalogue's database does not answer
@@ -62,6 +64,14 @@ class TaskStillRunning(Transient):
 
 class DiskBusy(Transient):
     family = "disk busy"
+
+
+class DiskLocked(DiskBusy):
+    family = "disk locked"
+
+
+class CarrierFailed(Transient):
+    family = "carrier"
 
 
 class TargetBusy(Transient):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from workers import faults, plan, undo_kept
-from workers.disks.file import Descriptor, FileLock, datastore_file
+from workers.carried import Carried
 from workers.errors import ConfigError, Foreign, NotFound, Refused, Touched
 from workers.models import Pair, RunKind, RunReport, RunState, VmState
 from workers.pins_elsewhere import unpin_elsewhere
@@ -93,8 +93,8 @@ def _remove(live: Live, session: Session, pair: Pair, state: VmState | None) -> 
             f"{state.identity.name} at {pair.site} has no cursor of ours and is not removed; if nothing of value is in "
             "it, remove it in vCenter, then forget the pair without its replica"
         )
-    _prove_untouched(live, state)
-    with _locked(live, state):
+    _prove_untouched(session, state)
+    with _locked(live, session, state):
         live.check()
         again = inventory.vm_state(session, state.identity.moref)
         if again.power != "poweredOff" or replica.content_evidence(again) != replica.content_evidence(state):
@@ -105,11 +105,10 @@ def _remove(live: Live, session: Session, pair: Pair, state: VmState | None) -> 
     live.note(f"the replica {pair.replica_name} and its files are removed")
 
 
-def _prove_untouched(live: Live, state: VmState) -> None:
+def _prove_untouched(session: Session, state: VmState) -> None:
     cursor = read_cursor(state)
     assert cursor is not None
-    mounts = live.here.settings.site(live.run.site).datastores
-    cids = descriptor_cids(state, mounts) if cursor.taking else {}
+    cids = descriptor_cids(state, session) if cursor.taking else {}
     plan.check_untouched(cursor, state, replica.content_evidence(state), cids, discard=False)
 
 
@@ -132,7 +131,7 @@ def _release(live: Live, session: Session, pair: Pair, state: VmState | None) ->
             live.note(f"its disks are a mixture of {names}: no state that {pair.vm} ever had")
         live.remember(released=state.identity.instance_uuid)
     moref = state.identity.moref
-    with _locked(live, state):
+    with _locked(live, session, state):
         live.check()
         ours = plan.seal_name(live.here.catalogue.realm, pair.id, "")
         for node in (node for node in state.snapshots if node.name.startswith(ours)):
@@ -153,18 +152,19 @@ def _drop_kept(live: Live, pair: Pair, state: VmState, *, disks: bool) -> None:
 
 
 @contextmanager
-def _locked(live: Live, state: VmState) -> Iterator[None]:
+def _locked(live: Live, session: Session, state: VmState) -> Iterator[None]:
     """No writer of an older run that sleeps may wake up later and write into what is somebody's own VM by then.
 
     Where it runs, or stands on other people's snapshots, ESXi or the snapshot is between such a writer and its data.
     """
     with ExitStack() as stack:
         if state.power == "poweredOff" and len(state.snapshots) <= 1:
-            mounts = live.here.settings.site(live.run.site).datastores
             wait = float(seconds(live.here.settings.tuning.lock_wait))
-            for file in sorted({disk.parent or disk.file for disk in state.config.disks}):
-                flat = Descriptor(datastore_file(mounts, file)).flat
-                stack.enter_context(FileLock(flat).lock(0, 0, wait=wait))
+            carried = Carried(session, state.identity.moref, run=live.run.id, over=live.over)
+            carried.choose(state.config.disks, reads=False)
+            for disk in sorted(state.config.disks, key=lambda disk: disk.parent or disk.file):
+                base = carried.of(disk, file=disk.parent or disk.file)
+                stack.enter_context(base.still(wait=wait))
         yield
 
 

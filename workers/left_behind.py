@@ -1,8 +1,10 @@
-"""What a failed run left behind, removed by a worker of its site: snapshots, unreferenced packs, pins."""
+"""What a failed run left behind, removed by a worker of its site: snapshots, packs, pins, processes."""
 
 from __future__ import annotations
 
-from workers.errors import Refused
+from workers.carried import detach_left_behind
+from workers.disks import nbdkit
+from workers.errors import NotFound, Refused
 from workers.models import Run, RunKind
 from workers.restore_held import holder
 from workers.restore_order import Order
@@ -15,6 +17,7 @@ from workers.vsphere.session import connect
 
 def clean_up(here: Here, run_id: str) -> None:
     """Repeatable; then the catalogue knows that nothing is left. Raises `Refused` of a run that has not ended."""
+    nbdkit.end_left_behind(lambda run: _over(here, run))
     ended = here.catalogue.run(run_id)
     if ended.live:
         raise Refused(f"the {ended.kind} {run_id} of {ended.vm} is {ended.state}: what it has made is in use")
@@ -29,9 +32,17 @@ def clean_up(here: Here, run_id: str) -> None:
     here.catalogue.cleaned(run_id)
 
 
+def _over(here: Here, run_id: str) -> bool:
+    try:
+        return not here.catalogue.run(run_id).live
+    except NotFound:
+        return False  # perhaps another realm's
+
+
 def _remove_snapshot(here: Here, ended: Run) -> None:
     _, store_name, uuid = ended.target.split(":", 2)
     session = connect(ended.site, here.settings.site(ended.site))
+    detach_left_behind(session)
     found = inventory.find_uuid(session, uuid)
     if found is not None:
         left = snapshots.find(session, found.identity.moref, snapshot_name(here.catalogue.realm, ended.id))

@@ -213,6 +213,8 @@ class Cursor(Model):
     fresh: tuple[str, ...] = ()
     #: why nothing may be concluded from `base` and `targets`: only a compare of every block may end this
     compare: str = ""
+    #: while applying: VMware's library writes the disks, and while it does they have content ids of its own choice
+    library: bool = False
     #: while applying: "[datastore] folder/file" that says what is kept of `base` (undo_kept.py); "" = nothing
     undo: str = ""
     data_time: datetime | None = None
@@ -269,9 +271,6 @@ class SyncPlan(Model):
     @property
     def bytes(self) -> int:
         return sum(disk.bytes for disk in self.disks)
-
-
-# --- the ledger -------------------------------------------------------------------------------------------------
 
 
 class RunKind(StrEnum):

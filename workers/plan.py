@@ -125,6 +125,20 @@ def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def left_by_library(cursor: Cursor, state: VmState, evidence: str) -> str | None:
+    """Why all of a half-applied replica must be compared that VMware's library was writing; None where nothing says so.
+
+    The library gives a disk a content id of its own at the first write, and its carrier puts ours back at the end. A
+    worker that is killed in between leaves what also somebody else could have left.
+    """
+    if not cursor.library or cursor.state != "applying" or state.power != "poweredOff" or evidence == cursor.content:
+        return None
+    return (
+        f"the disks of {state.identity.name} have content ids that are not ours: a worker that wrote by VMware's "
+        "library was killed, or somebody else opened the half-applied replica"
+    )
+
+
 def check_untouched(
     cursor: Cursor, state: VmState, evidence: str, cids: Mapping[str, str], *, discard: bool
 ) -> str | None:
@@ -157,6 +171,8 @@ def check_untouched(
             finding = f"{', '.join(changed)} has another content id than a run that stopped could have left"
     elif cursor.content == "" and cursor.state == "applying":
         return "the last run stopped before it had taken over the replica that it built"
+    elif (left := left_by_library(cursor, state, evidence)) is not None:
+        return left
     elif evidence != cursor.content:
         finding = "its disks' content ids are not those that the last sync left"
     if finding is None:

@@ -37,6 +37,8 @@ RULES: Mapping[str, Rule] = {
     "catalogue unreachable": Rule(counted=False),
     "broker unreachable": Rule(counted=False),
     "disk busy": Rule(pause=2),
+    # a host may keep what a killed worker had open for a quarter of an hour
+    "disk locked": Rule(tries=2, pause=2),
     # somebody else was faster by milliseconds
     "conflict": Rule(pause=0.2),
     "touched": Rule(at_once=True, rarer=False),

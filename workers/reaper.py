@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
+from workers.carriers import CARRIERS, one_writer
 from workers.errors import FencedOut, WorkerLost
 from workers.models import Run, RunKind
 from workers.run import Here, give_up
@@ -50,7 +51,8 @@ def _short(here: Here) -> list[tuple[Run, int]]:
     found = []
     for short in here.catalogue.short_of_workers(sent_s=2 * seconds(tuning.reap_every)):
         more = min(short.free, tuning.spread - max(1, short.busy))
-        if more > 0 and short.run.site in here.settings.sites:
+        alone = one_writer(short.run, short.run.memory.get(CARRIERS))
+        if more > 0 and not alone and short.run.site in here.settings.sites:
             found.append((short.run, more))
     return found
 

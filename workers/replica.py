@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from workers import plan, sources
 from workers.beginning import Beginning, find_existing, of_existing, of_seed
+from workers.carried import Carried, content_id
 from workers.destination import of_pair
-from workers.disks.file import Descriptor, datastore_file
-from workers.errors import Foreign, NotFound, Transient, UnderstudyError
+from workers.errors import ConfigError, Foreign, NotFound, Transient, UnderstudyError
 from workers.extents import Extents
 from workers.members import last_groups_of
-from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
+from workers.models import Cursor, Disk, DiskPlan, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
 from workers.run import Here
 from workers.store import Store
 from workers.vsphere import inventory, replica
@@ -131,7 +130,7 @@ class Replica:
         pair = self.pair
         plan.check_ours(self.cursor, self.state, realm=self.here.catalogue.realm, pair=pair.id, source=pair.source)
         self.evidence = replica.content_evidence(self.state)
-        cids = descriptor_cids(self.state, self.site.datastores) if self.cursor.taking else {}
+        cids = descriptor_cids(self.state, self.session) if self.cursor.taking else {}
         self.doubt = plan.check_untouched(self.cursor, self.state, self.evidence, cids, discard=discard)
 
     @staticmethod
@@ -184,8 +183,22 @@ class Replica:
         made = plan.sync_plan(
             self.pair.vm, self.decision, self.goal, extents, changes, self.cursor, self.place.excluded_disks
         )
+        made = made.model_copy(update={"disks": tuple(self._by_carrier(made.disks))})
         builds = self.beginning is not None and self.beginning.vm is None
         return made.model_copy(update={"build_replica": made.build_replica or builds})
+
+    def _by_carrier(self, disks: Iterable[DiskPlan]) -> Iterator[DiskPlan]:
+        """Of those that are there: which way they go, and why."""
+        held = self._disks() if self.state is not None else {}
+        for disk in disks:
+            if (there := held.get(disk.disk)) is not None and self.state is not None:
+                try:
+                    way = Carried(self.session, self.state.identity.moref).choose([there], reads=False)[there.id]
+                    why = f"by {way.carrier}, {way.reason}"
+                except ConfigError as err:  # who looks may be no worker
+                    why = f"not from this machine: {err}"
+                disk = disk.model_copy(update={"reason": f"{disk.reason}; {why}"})
+            yield disk
 
     def same_vcenter(self) -> bool:
         return self.goal is not None and self.goal.vm.vcenter == self.session.vcenter
@@ -203,7 +216,7 @@ class Replica:
         has written to them, which nothing would show."""
         if self.state is None or self.cursor is None or not self.cursor.taking:
             return set()
-        cids = descriptor_cids(self.state, self.site.datastores)
+        cids = descriptor_cids(self.state, self.session)
         return plan.added_and_open(self.cursor.taking, self._disks(), cids, self.cursor.fresh)
 
     def _disks(self) -> dict[str, Disk]:
@@ -245,10 +258,10 @@ def look(here: Here, store: str, vm: str) -> sources.Seen:
         return sources.Seen(store, why=f"{err.filename or store}: {err.strerror}")
 
 
-def descriptor_cids(state: VmState, datastores: Mapping[str, Path]) -> dict[str, str]:
+def descriptor_cids(state: VmState, session: Session) -> dict[str, str]:
     """The disks' content ids by their descriptors; what stands on a snapshot has none that we gave."""
     disks = [disk for disk in state.config.disks if disk.parent is None]
-    return {disk.id: Descriptor(datastore_file(datastores, disk.file)).cid for disk in disks}
+    return {disk.id: content_id(session, disk.file) for disk in disks}
 
 
 def read_cursor(state: VmState | None) -> Cursor | None:

@@ -6,11 +6,11 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 from workers import faults, plan, undo_kept
-from workers.disks.file import Descriptor, FileLock, datastore_file
+from workers.carried import Ways
+from workers.disks.carrier import Carrier
 from workers.errors import FencedOut
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
 from workers.pins_elsewhere import unpin_elsewhere
@@ -47,6 +47,7 @@ class HeldReplica(Replica):
             back_to=live.recall(BACK_TO),
             source=live.recall(SOURCE),
         )
+        self.ways = Ways(live, self.session)
 
     def _note(self, reason: str) -> None:
         self.live.note(reason)
@@ -194,15 +195,14 @@ class HeldReplica(Replica):
     def _locked(self) -> Iterator[None]:
         """The whole-disk lock on every disk of the replica, in one order."""
         with ExitStack() as stack:
-            for path in sorted({self._base(disk) for disk in self._disks().values()}):
-                stack.enter_context(FileLock(path).lock(0, 0, wait=self._wait()))
+            for disk in sorted(self._disks().values(), key=_base):
+                stack.enter_context(self._way(disk, _base(disk)).still(wait=self._wait()))
             yield
 
-    def _base(self, disk: Disk) -> Path:
-        return Descriptor(datastore_file(self.site.datastores, disk.parent or disk.file)).flat
-
-    def _path(self, disk: Disk) -> Path:
-        return datastore_file(self.site.datastores, disk.file)
+    def _way(self, disk: Disk, file: str | None = None, *, snapshot: str | None = None) -> Carrier:
+        """The carrier of a disk of the replica, or of another file of it than the live one."""
+        assert self.state is not None
+        return self.ways.of(self.state, disk, file, snapshot=snapshot)
 
     def _patience(self) -> float:
         """How long one vCenter task is waited for before the run comes back later."""
@@ -261,6 +261,11 @@ def stay_there(here: Here, pair: Pair, point: str) -> Pair:
     held = here.catalogue.pause(pair.id, there + also)
     faults.at("rollback.paused")
     return held
+
+
+def _base(disk: Disk) -> str:
+    """The file under the seal."""
+    return disk.parent or disk.file
 
 
 def nonce() -> str:

@@ -7,7 +7,6 @@ from contextlib import closing
 
 from workers import faults
 from workers.differences import Findings
-from workers.disks.file import FileReader
 from workers.errors import ValidationFailed
 from workers.extents import Extents
 from workers.models import HardwareChange, RunReport, Slice
@@ -52,8 +51,7 @@ class MendedReplica(VerifiedReplica):
         now = self.here.catalogue.slices(self.live.run.id)
         mended = todo.clip(0, next(s.done for s in now if (s.disk, s.start) == (part.disk, part.start)))
         found = Findings()
-        with closing(FileReader(self._path(self._disks()[part.disk]))) as held:
-            held.forget_cached()
+        with closing(self._way(self._disks()[part.disk]).reader(fresh=True)) as held:
             copy(source, found, mended, threads=self.live.threads, against=held)
         if lost := list(found.ranges()):
             raise ValidationFailed(

@@ -90,7 +90,7 @@ class NewReplica(HeldReplica):
         made = {}
         for disk in disks:
             there = datastore_for(disk, self.place.datastores)
-            if disk.id not in seeds and (there or home) not in self.site.datastores:
+            if disk.id not in seeds and not self.site.reaches(there or home):
                 raise ConfigError(
                     f"{disk.label} of {self.pair.vm} would go to the datastore {there or home}, which is not among "
                     f"sites.{self.pair.site}.datastores ({', '.join(sorted(self.site.datastores)) or 'none'}); nothing "

@@ -9,10 +9,10 @@ from contextlib import closing
 
 from workers import approval, faults, nvram, plan, spread, undo_kept
 from workers.destination import datastore_of, differences
-from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.carrier import Held
 from workers.disks.saving import ReadWriter
 from workers.disks.throttle import rate_of, slow_writer
-from workers.errors import Refused, Touched
+from workers.errors import Refused, Touched, Transient
 from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
@@ -111,7 +111,7 @@ class ReplicaTarget(NewReplica):
         return self.cursor is not None and self.cursor.state == "applying" and self.cursor.run == self.live.run.id
 
     def _situation(self, extents: Mapping[str, Extents]) -> str:
-        """Digest of what the slices are planned for: later messages may find other points, disks or reasons."""
+        """Digest of what the slices are planned for."""
         assert self.goal is not None
         found = hashlib.sha256(f"{self.store.id} {self.goal.id} {self.decision.mode == 'compare'}".encode())
         for disk, todo in sorted(extents.items()):
@@ -158,9 +158,8 @@ class ReplicaTarget(NewReplica):
         named = {name for d in self.goal.config.disks for name in (d.id, d.label)}
         for excluded in self.place.excluded_disks:
             if excluded not in named:
-                self._note(
-                    f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
-                )
+                why = f"excluded_disks names {excluded!r}, which is no disk of {self.pair.vm}: nothing is left out"
+                self._note(why)
         vm = self.state or (self.beginning.vm if self.beginning is not None else None)
         if vm is not None:
             for difference in differences(self.place, self.goal.config, vm.config, self._disks()):
@@ -198,7 +197,7 @@ class ReplicaTarget(NewReplica):
                 disks=old.disks,
                 fresh=old.fresh,
                 compare=compare,
-            ).model_copy(update={"undo": undo})
+            ).model_copy(update={"undo": undo, "library": old.library})
         )
         faults.at("cursor.applying")
 
@@ -208,7 +207,7 @@ class ReplicaTarget(NewReplica):
         It is kept from the first write after a commit, or not at all: what was overwritten before is lost.
         """
         assert self.state is not None
-        why = undo_kept.reason(self.here.settings, self.pair, self.source)
+        why = undo_kept.possible(self.here.settings, self.pair, self.source, self.state, self._note)
         if old.state == "applying":
             lost = "it is not wanted" if why is None else self.doubt
             lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)
@@ -274,8 +273,9 @@ class ReplicaTarget(NewReplica):
             )
             self._reread()
             faults.at("hardware.after")
+        self.ways.remember(self.state, self._disks().values())
         for disk in self._disks().values():
-            Descriptor(self._path(disk)).renew_cid(plan.new_cid(taking, disk.id))
+            self._way(disk).renew(plan.new_cid(taking, disk.id))
         self._reread()
         faults.at("own.renewed")
         if not replica.content_evidence(self.state):
@@ -289,6 +289,7 @@ class ReplicaTarget(NewReplica):
                     "content": replica.content_evidence(self.state),
                     "taking": "",
                     "disks": replica.disk_binding(self.state),
+                    "library": self.live.one_writer,
                     "nonce": nonce(),
                 }
             )
@@ -308,26 +309,23 @@ class ReplicaTarget(NewReplica):
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
         tuning = self.here.settings.tuning
-        most = size(tuning.slice_size)
-        return in_slices(todo, spread.slice_bytes(todo.total, most=most, workers=tuning.spread))
+        most = spread.slice_bytes(todo.total, most=size(tuning.slice_size), workers=tuning.spread)
+        return in_slices(todo, max(todo.total, 1) if self.live.one_writer else most)
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         disk = self._disks()[part.disk]
-        path = self._path(disk)
         faults.at("slice.locking")
-        with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+        with self._way(disk).hold(part.done, part.end - part.done, wait=self._wait()) as held:
             faults.at("slice.locked")
             self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
-            with closing(self._opened(disk, part)) as destination:
+            with closing(self._opened(held, disk, part)) as destination:
+                paced = slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second))
                 copied = copy(
                     source,
-                    gentle(
-                        slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
-                        self.live,
-                    ),
+                    gentle(paced, self.live),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
@@ -345,9 +343,9 @@ class ReplicaTarget(NewReplica):
             )
         )
 
-    def _opened(self, disk: Disk, part: Slice) -> ReadWriter:
+    def _opened(self, held: Held, disk: Disk, part: Slice) -> ReadWriter:
         """The disk, to be written under the lock on the slice's range."""
-        writer = FileWriter(self._path(disk), holes=disk.thin)
+        writer = held.writer(holes=disk.thin)
         try:
             return undo_kept.saving(self.site.datastores, self._kept(), disk, writer, part, self._wait())
         except BaseException:
@@ -358,7 +356,7 @@ class ReplicaTarget(NewReplica):
         """A look at what was written and synced. What a restore point gives has a digest that verifies it later."""
 
     def flush(self) -> None:
-        """Each slice is synced and checkpointed as it ends."""
+        """Each slice is checkpointed as it ends."""
 
     def commit(self) -> RunReport:
         assert self.cursor is not None and self.goal is not None
@@ -382,6 +380,8 @@ class ReplicaTarget(NewReplica):
         """Since the slices began nobody else opened the disks: else what was checkpointed proves nothing."""
         self._reread()
         assert self.state is not None and self.cursor is not None
+        if (why := plan.left_by_library(self.cursor, self.state, replica.content_evidence(self.state))) is not None:
+            raise Transient(f"{why}; all of it is compared")
         self._still(self.cursor.content)
         if self.state.snapshots:
             raise Refused(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from workers import faults, plan, scrub
 from workers.catalogue import Damage, Scrub
 from workers.differences import Doubtful, Findings
-from workers.disks.file import Descriptor, FileLock, FileReader, datastore_file
+from workers.disks.carrier import Carrier
 from workers.errors import NotFound, Refused, StoreDamaged, ValidationFailed
 from workers.extents import GRANULE, Extents
 from workers.models import Disk, PointDisk, RunReport, RunState, Slice, Trigger
@@ -124,16 +123,18 @@ class VerifiedReplica(ReplicaTarget):
         self.live.remember(situation=self.cursor.nonce, point=self.goal.id)
         todo = {}
         for disk, (start, end) in self.scope.items():
-            with closing(FileReader(self._frozen(disk))) as held:
+            with closing(self._frozen(disk).reader()) as held:
                 # What neither of the two has is zeroes in both.
                 allocated = held.allocated() | self.store.allocated(self._parts()[disk])
             todo[disk] = allocated.align(GRANULE, self._sizes()[disk]).clip(start, end)
         return todo
 
-    def _frozen(self, disk: str) -> Path:
-        """The descriptor under the seal: what the last sync wrote, whatever stands on it."""
+    def _frozen(self, disk: str) -> Carrier:
+        """The disk under the seal: what the last sync wrote, whatever stands on it."""
+        assert self.state is not None
         found: Disk = self._disks()[disk]
-        return datastore_file(self.site.datastores, found.parent or found.file)
+        seal = self.state.snapshots[0].moref if self.state.snapshots else None
+        return self._way(found, found.parent or found.file, snapshot=seal)
 
     def _label(self, disk: str) -> str:
         part = self._parts().get(disk)
@@ -145,13 +146,12 @@ class VerifiedReplica(ReplicaTarget):
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Compare the slice, under the lock that a writer needs; what differs is on record before it counts as done."""
         frozen = self._frozen(part.disk)
-        with FileLock(Descriptor(frozen).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+        with frozen.unwritten(part.done, part.end - part.done, wait=self._wait()):
             faults.at("verify.locked")
             self.live.check()
             self._prove_sealed()
             found = Findings()
-            with closing(FileReader(frozen)) as held:
-                held.forget_cached()
+            with closing(frozen.reader(fresh=True)) as held:
                 doubtful = Doubtful(source, held)
                 copied = copy(
                     doubtful,

@@ -56,6 +56,8 @@ def help_out(here: Here, run_id: str) -> RunReport:
 def _help(live: helper.Helper) -> None:
     if live.recall(BACK_TO) == SYNC_POINT:  # what undoes is one worker: it reads what was kept in one order
         raise helper.NotAsLeft
+    if live.one_writer:
+        raise helper.NotAsLeft
     target = ReplicaTarget(live, live.here.catalogue.pair(live.run.target.removeprefix("pair:")))
     todo = target.join()
     if todo is None:

@@ -90,6 +90,8 @@ def help_out(here: Here, run_id: str) -> RunReport:
 
 
 def _help(live: helper.Helper) -> None:
+    if live.one_writer:
+        raise helper.NotAsLeft
     target = RestoreTarget(live, Order.model_validate_json(live.recall("order") or ""))
     todo = None if target.written else target.join()
     if todo is None:

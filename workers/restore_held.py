@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Literal
 
 from workers import plan
-from workers.disks.file import Descriptor, FileLock, datastore_file
+from workers.carried import Ways
+from workers.disks.carrier import Carrier
 from workers.errors import FencedOut, Foreign, NotFound
 from workers.extents import Extents
 from workers.models import Disk, Model, PointDisk, VmState
@@ -48,6 +48,7 @@ class HeldVm:
         self.order = order
         self.site = live.here.settings.site(order.site)
         self.session = connect(order.site, self.site)
+        self.ways = Ways(live, self.session)
         self.store = Store.at(live.here.settings.store(order.store))
         self.point = self.store.point(order.source, order.point)
         self.parts: dict[str, PointDisk] = {d.disk.id: d for d in plan.protected(self.point, order.excluded)}
@@ -132,15 +133,16 @@ class HeldVm:
         assert self.state is not None
         return {key: disk for key, disk in disk_map(self.state).items() if key in self.parts}
 
-    def _path(self, disk: Disk) -> Path:
-        return datastore_file(self.site.datastores, disk.file)
+    def _way(self, disk: Disk) -> Carrier:
+        assert self.state is not None
+        return self.ways.of(self.state, disk)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """The whole-disk lock on every disk that is written, in one order."""
         with ExitStack() as stack:
-            for path in sorted({Descriptor(self._path(disk)).flat for disk in self._disks().values()}):
-                stack.enter_context(FileLock(path).lock(0, 0, wait=self._wait()))
+            for disk in sorted(self._disks().values(), key=lambda disk: disk.file):
+                stack.enter_context(self._way(disk).still(wait=self._wait()))
             yield
 
     def _patience(self) -> float:

@@ -195,7 +195,7 @@ def _beside(here: Here, order: Order, wish: Wish, point: RestorePoint) -> Order:
             raise BadInput(f"say where at {site} the VM goes: --target NAME, or --datastore NAME")
         datastore = point.config.disks[0].file.partition("]")[0].removeprefix("[") if point.config.disks else ""
     mounted = here.settings.site(site).datastores
-    if datastore not in mounted:
+    if not here.settings.site(site).reaches(datastore):
         raise ConfigError(
             f"the workers of {site} have no datastore {datastore!r}: name another one with --datastore, or add it to "
             f"sites.{site}.datastores (configured: {', '.join(sorted(mounted)) or 'none'})"

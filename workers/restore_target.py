@@ -8,7 +8,6 @@ from uuid import uuid4
 
 from workers import faults, nvram, plan, spread
 from workers.destination import provisioned
-from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
@@ -237,8 +236,10 @@ class RestoreTarget(HeldVm):
                 self.live.note(f"somebody opened the disks of {self._name} meanwhile: all of it is compared")
             self.live.forget_slices()
             self.live.remember(compare="yes")
+        assert self.state is not None
+        self.ways.remember(self.state, self._disks().values())
         for disk in self._disks().values():
-            Descriptor(self._path(disk)).renew_cid(plan.new_cid(nonce()[:8], disk.id))
+            self._way(disk).renew(plan.new_cid(nonce()[:8], disk.id))
         self._reread()
         faults.at("restore.renewed")
         assert self.state is not None
@@ -246,6 +247,8 @@ class RestoreTarget(HeldVm):
         faults.at("restore.owned")
 
     def cut(self, disk: str, todo: Extents) -> Iterable[tuple[int, int]]:
+        if self.live.one_writer:
+            return in_slices(todo, max(todo.total, 1))
         tuning = self.live.here.settings.tuning
         most = size(tuning.slice_size)
         return in_slices(todo, spread.slice_bytes(todo.total, most=most, workers=tuning.spread))
@@ -258,14 +261,14 @@ class RestoreTarget(HeldVm):
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
-        path = self._path(self._disks()[part.disk])
+        way = self._way(self._disks()[part.disk])
         faults.at("slice.locking")
-        with FileLock(Descriptor(path).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+        with way.hold(part.done, part.end - part.done, wait=self._wait()) as held:
             faults.at("slice.locked")
             self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
-            with closing(FileWriter(path)) as destination:
+            with closing(held.writer(holes=True)) as destination:
                 copied = copy(
                     source,
                     gentle(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 from typing import cast
 
-from workers import faults, nvram, plan
-from workers.disks.file import FileReader, datastore_file
+from workers import carriers, faults, nvram, plan
+from workers.carried import Carried, detach_left_behind, words
+from workers.carriers import CARRIERS
+from workers.disks.lent import Lent
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
@@ -32,6 +35,9 @@ def prefix(realm: str) -> str:
 
 class SnapshotPoint:
     """The frozen disks and configuration of a VM. Made once per run; a later message of the run finds it again."""
+
+    #: the disk that was read last, by its id. One carrier takes seconds to open it, and slices of a disk come in a row
+    _open: tuple[str, Reader] | None = None
 
     #: why nobody can say what changed, whatever change tracking answers
     untracked: str | None = None
@@ -106,7 +112,37 @@ class SnapshotPoint:
     def reader(self, disk: str) -> Reader:
         site = self.live.here.settings.site(self.live.run.site)
         limit = rate_of(f"site {self.live.run.site}", site.bytes_per_second)
-        return slow_reader(FileReader(datastore_file(self.mounts, self.disks[disk].file)), limit)
+        if self._open is None or self._open[0] != disk:
+            self.close()
+            self._open = disk, self.carried.of(self.disks[disk], snapshot=self.mounted).reader()
+        return slow_reader(Lent(self._open[1]), limit)
+
+    def close(self) -> None:
+        """Let go of the disk that was read last: a disk that is open keeps its snapshot from being removed."""
+        held, self._open = self._open, None
+        if held is not None:
+            held[1].close()
+
+    @property
+    def mounted(self) -> str | None:
+        """The snapshot whose disks are read; None = those of the VM itself."""
+        return self.moref
+
+    def choose(self) -> Carried:
+        """The way of each disk, before the first slice: helpers find what was chosen."""
+        return self.carried
+
+    @cached_property
+    def carried(self) -> Carried:
+        """The way of each disk, chosen once per run and told then."""
+        before = self.live.recall(CARRIERS)
+        vm = self.state.identity.moref
+        found = Carried(self.session, vm, run=self.live.run.id, remembered=before, over=self.live.over)
+        choices = found.choose(self.disks.values(), reads=True)
+        if carriers.restored(before).keys() != choices.keys():
+            self.live.remember(**{CARRIERS: carriers.stored(choices)})
+            self.live.note(*words(self.disks.values(), choices))
+        return found
 
     def _frozen_config(self) -> VmConfig:
         return inventory.vm_config(self.session, self.state.identity.moref, self.moref)
@@ -157,6 +193,8 @@ def remove_snapshots(live: Live, session: Session, uuid: str) -> list[str]:
         return []
     ours = prefix(live.here.catalogue.realm)
     left: list[str] = []
+    for sentence in detach_left_behind(session):
+        live.note(sentence)
     known = {moref} - {UNNAMED} if (moref := live.recall("snapshot")) is not None else set()
     for node in inventory.vm_state(session, found.identity.moref).snapshots:
         if not node.name.startswith(ours):

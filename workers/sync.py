@@ -83,6 +83,8 @@ def _slices(live: Live, target: Target, todo: Mapping[str, Extents]) -> Iterator
 
 def _call_helpers(live: Live, todo: Mapping[str, Extents]) -> None:
     """Once per plan: the reaper replaces who is lost. Without Redis the run goes on alone."""
+    if live.one_writer:
+        return
     tuning = live.here.settings.tuning
     free = len(live.here.catalogue.slices(live.run.id))
     total = sum(extents.total for extents in todo.values())

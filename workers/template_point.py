@@ -56,6 +56,10 @@ class TemplatePoint(SnapshotPoint):
         taken = time_of(live.recall("taken"))
         return cls(live, session, state, f"template {state.change_version}", "powered-off", taken)
 
+    @property
+    def mounted(self) -> None:
+        return None
+
     def lost(self) -> str | None:
         state = state_of(self.session, self.state.identity.instance_uuid, self.live.run.vm)
         if state.config.template and _evidence(state) == self.live.recall("frozen"):

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from workers import faults, nvram, plan, sources, undo_kept
-from workers.disks.file import Descriptor, FileWriter, datastore_file
+from workers.carried import capacity
+from workers.disks.carrier import Held
+from workers.disks.file import datastore_file
 from workers.disks.saving import ReadWriter
 from workers.disks.undo_file import UndoFile
 from workers.errors import ConfigError, NotFound, Refused, StoreDamaged, UnderstudyError
@@ -171,6 +173,8 @@ class ReplicaUndone(ReplicaTarget):
 
     def _judge(self, discard: bool, full: str | None, back_to: str | None) -> Decision:
         self._prove_ours(discard=False)
+        if self.doubt is not None:
+            raise Refused(f"{self.doubt}; so what was kept does not lead back. `understudy sync` compares all of it")
         return Decision("delta", "what was overwritten since the sync point comes back")
 
     def take(self) -> Mapping[str, Extents]:
@@ -210,7 +214,7 @@ class ReplicaUndone(ReplicaTarget):
                 self._note(f"hardware: remove disk {disk.label}, which {self.kept.base} does not have")
         for part in self.kept.disks:
             if part.source not in there:
-                size = Descriptor(self._path(part.disk)).size
+                size = capacity(self.session, part.disk.file)
                 yield HardwareChange(kind="add disk", disk=part.source, label=part.disk.label, capacity=size)
                 self._note(f"hardware: add disk {part.disk.label} again, from {part.disk.file}")
             else:
@@ -224,9 +228,9 @@ class ReplicaUndone(ReplicaTarget):
     def _added(self, changes: object) -> tuple[VmConfig, dict[str, NewDisk]]:
         return self.kept.source_config(), {part.source: NewDisk(attach=part.disk.file) for part in self.kept.disks}
 
-    def _opened(self, disk: Disk, part: Slice) -> ReadWriter:
+    def _opened(self, held: Held, disk: Disk, part: Slice) -> ReadWriter:
         """Nothing is kept of what is written over now: that is what a later state left."""
-        return FileWriter(self._path(disk), holes=disk.thin)
+        return held.writer(holes=disk.thin)
 
     def _read_back(self, destination: Reader, source: Reader, written: Extents) -> None:
         """What came back is compared with what was kept, whose digests are checked as it is read."""
@@ -244,7 +248,7 @@ class ReplicaUndone(ReplicaTarget):
             self.live.check()
             self._prove_unchanged()
             faults.at("commit.before")
-            gone = {"targets": (), "taking": "", "fresh": (), "compare": "", "undo": ""}
+            gone = {"targets": (), "taking": "", "fresh": (), "compare": "", "undo": "", "library": False}
             ours = {"fence": self.live.run.fence, "run": self.live.run.id, "nonce": nonce()}
             self._write(self.cursor.model_copy(update={"state": "committed", **gone, **ours}))
             faults.at("commit.after")

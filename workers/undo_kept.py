@@ -7,7 +7,7 @@ kept, and one with old content per disk (disks/undo_file.py). The cursor names t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from blake3 import blake3
 from workers import faults, nvram
 from workers.destination import datastore_of
 from workers.disks import undo_file
-from workers.disks.file import Descriptor, FileWriter, check_unowned, datastore_file
+from workers.disks.file import Descriptor, check_unowned, datastore_file
 from workers.disks.saving import ReadWriter, Saving
 from workers.disks.undo_file import UndoFile
 from workers.errors import ConfigError, NotFound, StoreDamaged, UnderstudyError
@@ -71,6 +71,26 @@ def reason(settings: Settings, pair: Pair, store: str) -> str | None:
     stands = settings.store(store).site
     if wanted == "auto" and stands not in ("", pair.site):
         return f"the store {store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
+    return None
+
+
+def possible(settings: Settings, pair: Pair, store: str, state: VmState, note: Callable[[str], None]) -> str | None:
+    """`reason`, unless it can not be kept: what is kept lies beside the disks, so their datastores must be mounted.
+
+    Raises `ConfigError` where the recovery target insists.
+    """
+    why = reason(settings, pair, store)
+    mounts = settings.site(pair.site).datastores
+    files = [state.vmx, *(disk.parent or disk.file for disk in state.config.disks)]
+    missing = sorted({datastore_of(file) for file in files if _path(mounts, file) is None})
+    if why is None or not missing:
+        return why
+    if settings.targets[pair.recovery_target].undo == "always":
+        raise ConfigError(
+            f'targets.{pair.recovery_target}.undo = "always", but the datastore {missing[0]}, beside whose disks old '
+            f"content would be kept, is not among sites.{pair.site}.datastores. Mount it, or set undo otherwise"
+        )
+    note(f"nothing is kept of what is overwritten, for the datastore {missing[0]} is not mounted ({why})")
     return None
 
 
@@ -133,7 +153,7 @@ def load(mounts: Mounts, file: str) -> Kept:
 # --- while it is written ------------------------------------------------------------------------------------------
 
 
-def saving(mounts: Mounts, kept: Kept | None, disk: Disk, writer: FileWriter, part: Slice, wait: float) -> ReadWriter:
+def saving(mounts: Mounts, kept: Kept | None, disk: Disk, writer: ReadWriter, part: Slice, wait: float) -> ReadWriter:
     """The disk, which keeps what is overwritten from now on. The caller has the lock on the slice's range."""
     of = kept.of(disk) if kept is not None else None
     if of is None:

@@ -69,8 +69,9 @@ class World:
                 f'password_file = "{secret}"',
                 f'ca_file = "{vcenter.certificate}"',
                 *(f'worker_rate = "{rate}"' for site, rate in changes.get("rates", {}).items() if site == vcenter.name),
+                *changes.get("sites", {}).get(vcenter.name, ()),
                 f"[sites.{vcenter.name}.datastores]",
-                *(f'{ds} = "{vcenter.datastores / ds}"' for ds in ("ds1", "ds2")),
+                *(f'{ds} = "{vcenter.datastores / ds}"' for ds in changes.get("mounted", ("ds1", "ds2"))),
             ]
         lines += [
             f'[stores.main]\npath = "store"\nscrub = {changes.get("scrub", 0)}',

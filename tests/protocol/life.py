@@ -271,7 +271,7 @@ class Life(RuleBasedStateMachine):
         vm = self.realm.replica
         assert vm is not None
         state = self.realm.vcenter.vm_state(vm.identity.moref)
-        cids = descriptor_cids(state, self.realm.here.settings.sites["dr"].datastores)
+        cids = descriptor_cids(state, self.realm.vcenter)
         try:
             return plan.check_untouched(cursor, state, replica.content_evidence(state), cids, discard=False) is None
         except UnderstudyError:
@@ -296,7 +296,7 @@ class Life(RuleBasedStateMachine):
         vm = self.realm.replica
         assert vm is not None
         state = self.realm.vcenter.vm_state(vm.identity.moref)
-        cids = descriptor_cids(state, self.realm.here.settings.sites["dr"].datastores)
+        cids = descriptor_cids(state, self.realm.vcenter)
         #: made anew by whoever goes on
         doubtful = plan.added_and_open(cursor.taking, disk_map(state), cids, cursor.fresh)
         states = [self.realm.held[point] for point in (cursor.base, *cursor.targets) if point is not None]

@@ -10,7 +10,7 @@ import pytest
 
 from workers import plan
 from workers.claims import Claims
-from workers.disks.file import Descriptor, FileLock, FileWriter
+from workers.disks.file import FileWriter
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, Slice
 from workers.point import Reader
@@ -25,11 +25,11 @@ from workers.transfer import copy
 def checkpoint_before_write(patch: pytest.MonkeyPatch) -> None:
     def write(self: ReplicaTarget, part: Slice, todo: Extents, source: Reader) -> None:
         disk = self._disks()[part.disk]
-        with FileLock(Descriptor(self._path(disk)).flat).lock(part.done, part.end - part.done, wait=self._wait()):
+        with self._way(disk).hold(part.done, part.end - part.done, wait=self._wait()) as held:
             self.live.check_slice(part)
             self._prove_unchanged()
             self.live.checkpoint(part.model_copy(update={"done": part.end}))
-            with closing(self._opened(disk, part)) as destination:
+            with closing(self._opened(held, disk, part)) as destination:
                 copy(source, destination, todo, threads=1)
 
     patch.setattr(ReplicaTarget, "write", write)

@@ -124,7 +124,7 @@ class Realm:
         )
         self.store = Store.create(conf.stores["main"].path)
         self.steps = Steps()
-        self.vcenter = MemoryVcenter(self.folder / "ds1", self.steps.alive)
+        self.vcenter = MemoryVcenter(self.folder / "ds1", self.steps.alive, conf.sites["dr"])
         self.steps.install(patch)
         self.vcenter.install(patch)
         self.unsynced = Unsynced()

@@ -23,6 +23,7 @@ from workers.disks.file import Descriptor
 from workers.errors import Conflict, NotFound, Refused
 from workers.models import Cursor, Disk, HardwareChange, SnapshotNode, VmConfig, VmIdentity, VmState, VmSummary
 from workers.replica import CURSOR
+from workers.settings import Site
 from workers.vsphere import inventory, replica, snapshots
 from workers.vsphere.building import (
     DISKS,
@@ -71,8 +72,9 @@ class Vm:
 class MemoryVcenter:
     """Also the session of each worker: it knows the vCenter's id."""
 
-    def __init__(self, folder: Path, alive: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, alive: Callable[[], None], site: Site) -> None:
         self.vcenter, self.name = "v-dr", "dr"
+        self.site = site
         self.folder = folder
         self.alive = alive
         self.vms: dict[str, Vm] = {}

@@ -1,1 +1,1 @@
-"""How bytes are carried: one file per carrier, each with a Reader, a Writer and a RangeLock."""
+"""How bytes are carried: file, nbd, hotadd and memory; what they have in common is in `carrier`."""

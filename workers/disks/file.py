@@ -129,7 +129,7 @@ class FileReader:
             raise Refused(f"{descriptor} {_ON_A_SNAPSHOT}")
         self.size = found.size
         self.path = found.flat
-        self._fd = _open(found.flat, os.O_RDONLY)
+        self._fd = open_file(found.flat, os.O_RDONLY)
         if os.fstat(self._fd).st_size < self.size:
             self.close()
             raise Refused(f"{found.flat} is shorter than its descriptor says ({self.size} bytes); nothing was read")
@@ -167,7 +167,10 @@ class FileReader:
         return data
 
     def close(self) -> None:
-        os.close(self._fd)
+        """A second time does nothing: by then the number may be another open file's."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class FileWriter(FileReader):
@@ -183,15 +186,16 @@ class FileWriter(FileReader):
             raise Refused(f"{descriptor} is not written: {children[0].name} stands on it; remove that snapshot first")
         super().__init__(descriptor)
         os.close(self._fd)
-        self._fd = _open(found.flat, os.O_RDWR)
-        self._direct = _open_direct(found.flat)
+        self._fd = open_file(found.flat, os.O_RDWR)
+        self._direct = open_direct(found.flat)
         self._mine = threading.local()
         self._broken: OSError | None = None
 
     def close(self) -> None:
         super().close()
-        if self._direct is not None:
-            os.close(self._direct)
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            os.close(direct)
 
     def write(self, pieces: Sequence[Piece]) -> None:
         """Neighbouring pieces go out in one pwritev; zeroes become holes where the file system can."""
@@ -280,7 +284,7 @@ class FileLock:
     def lock(self, offset: int, length: int, *, wait: float) -> Iterator[None]:
         """`length` 0 = to the end of the disk, however long it grows."""
         with ExitStack() as stack:
-            fd = _open(self.path, os.O_RDWR)
+            fd = open_file(self.path, os.O_RDWR)
             stack.callback(os.close, fd)  # closing the last descriptor releases the lock
             deadline = time.monotonic() + wait
             while not self._try(fd, offset, length):
@@ -303,7 +307,7 @@ class FileLock:
         return True
 
 
-def _open(path: Path, flags: int) -> int:
+def open_file(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except FileNotFoundError as err:
@@ -312,7 +316,7 @@ def _open(path: Path, flags: int) -> int:
         raise Refused(f"{path} may not be opened by this worker's user; mount the datastore with the right to") from err
 
 
-def _open_direct(path: Path) -> int | None:
+def open_direct(path: Path) -> int | None:
     """None where the file system has no O_DIRECT (tmpfs, some NFS servers)."""
     try:
         return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)

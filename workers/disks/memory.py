@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from workers.errors import DiskBusy
+from workers.errors import DiskBusy, UnderstudyError
 from workers.extents import Extents
 from workers.point import Piece
 
@@ -25,6 +25,9 @@ class MemoryDisk:
         return Extents.whole(self.size)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
+        for offset, length in batch:
+            if offset + length > self.size:
+                raise UnderstudyError(f"{offset}+{length} is beyond the disk's {self.size} bytes")
         return [Piece(o, n, bytes(self.content[o : o + n])) for o, n in batch]
 
     def write(self, pieces: Sequence[Piece]) -> None:

@@ -9,7 +9,7 @@ import os
 
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
-from workers.settings.places import Flower, Limits, Link, RecoveryTarget, Site, StoreSettings, Window
+from workers.settings.places import Flower, Hotadd, Limits, Link, RecoveryTarget, Site, StoreSettings, Vddk, Window
 from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
@@ -20,6 +20,7 @@ __all__ = [
     "FAULT",
     "Flower",
     "Group",
+    "Hotadd",
     "Keep",
     "Limits",
     "Link",
@@ -33,6 +34,7 @@ __all__ = [
     "Site",
     "StoreSettings",
     "Tuning",
+    "Vddk",
     "VmOverride",
     "Window",
     "find",

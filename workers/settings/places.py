@@ -14,11 +14,36 @@ from workers.settings.values import Size, Zone, one_of, size
 
 P = TypeVar("P", "Site", "Flower")
 
+#: the ways of a disk's bytes
+CarrierName = Literal["file", "nbd", "hotadd"]
+
 
 def _one_password(owner: P) -> P:
     if (owner.password_file is None) == (owner.password_env is None):
         raise ValueError("either 'password_file' or 'password_env', exactly one")
     return owner
+
+
+class Vddk(Model):
+    """VMware's own library (Virtual Disk Development Kit), for the carrier nbd. It is yours to get and to install."""
+
+    #: the folder in which it was unpacked: the one with lib64, or with libvixDiskLib.so itself
+    libdir: Path
+    #: nbdkit's plugin: its name, or its file with the whole path
+    plugin: str = "vddk"
+    #: ways to the hosts, in order, as the library names them
+    transports: str = "nbdssl:nbd"
+    #: what goes over the network is compressed by this; all but none cost CPU at the host
+    compression: Literal["none", "zlib", "fastlz", "skipz"] = "none"
+
+
+class Hotadd(Model):
+    """The worker's own VM, for the carrier hotadd: it must be a VM of the same vCenter."""
+
+    #: its BIOS UUID; without it the worker asks its own machine, which only root may
+    vm: str | None = None
+    #: where this machine names its disks by their ids
+    devices: Path = Path("/dev/disk/by-id")
 
 
 class Site(Model):
@@ -42,6 +67,12 @@ class Site(Model):
     insecure: bool = False
     #: datastore name -> where this site's workers have it mounted
     datastores: dict[str, Path] = Field(default_factory=dict)
+    #: ways of the disks' bytes, by preference: of each disk the first that is possible for it
+    carriers: tuple[CarrierName, ...] = Field(default=("file", "nbd"), min_length=1)
+    #: VMware's own library on this site's workers, for the carrier nbd
+    vddk: Vddk | None = None
+    #: the worker's own VM, for the carrier hotadd
+    hotadd: Hotadd = Hotadd()
     #: bytes a second that each worker process reads from, or writes to, this site's disks at most; none = no limit
     worker_rate: Size | None = None
     #: the link between this site and others
@@ -51,6 +82,11 @@ class Site(Model):
 
     def password(self) -> str:
         return secrets.read(self.password_file, self.password_env, f"the password of {self.user} at {self.vcenter}")
+
+    def reaches(self, datastore: str) -> bool:
+        """Whether there is any way to the disks on it, as far as the configuration says."""
+        nbd = self.vddk is not None and "nbd" in self.carriers
+        return datastore in self.datastores or nbd or "hotadd" in self.carriers
 
     @property
     def bytes_per_second(self) -> int | None:

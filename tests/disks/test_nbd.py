@@ -1,0 +1,254 @@
+"""What VMware's library and nbdkit do wrong, in sentences; what is never told; what is left behind and found again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.disks.standin import ROOT, Standin, plugin
+from tests.disks.test_carriers import MIB, SIZE, FileText
+from tests.disks.test_file import make
+from workers.disks import libnbd, nbdkit
+from workers.disks.libnbd import Connection, Request
+from workers.disks.nbd import Nbd, NbdReader, Opened
+from workers.disks.nbdkit import Export, Library
+from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound, Transient
+from workers.point import Piece
+
+
+class Place:
+    def __init__(self, folder: Path) -> None:
+        (folder / "ds1" / "vm").mkdir(parents=True)
+        self.descriptor = make(folder / "ds1" / "vm", "a", SIZE)
+        self.standin = Standin(folder / "vddk", {"ds1": folder / "ds1"}, user="u", password="s3cret", thumbprint="AA")
+
+    def export(self, **other: object) -> Export:
+        export = Export(
+            self.standin.library, "vc", 443, "u", lambda: "s3cret", "AA", "vm-1", "[ds1] vm/a.vmdk", None, "run-1"
+        )
+        return export._replace(**other)  # type: ignore[arg-type]
+
+    def disk(self, **other: object) -> Nbd:
+        return Nbd(self.export(**other), FileText(self.descriptor))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("nbd"))
+
+
+@pytest.fixture
+def place(built: Place, apart: Path) -> Iterator[Place]:
+    yield built
+    built.standin.cure()
+    (built.standin.faults / "log").write_text("")
+
+
+def test_a_failed_read_is_an_error_of_that_read_alone(place: Place) -> None:
+    with closing(place.disk().reader()) as reader:
+        place.standin.fault("fails", 2)
+        with pytest.raises(CarrierFailed, match=r"did not carry \[ds1\] vm/a.vmdk .*read failed.*Unknown error"):
+            reader.read([(0, 8 * MIB)])
+        assert len(reader.read([(0, MIB)])) == 1
+
+
+def test_a_lost_connection_is_named_and_tried_again_by_the_run(place: Place) -> None:
+    with place.disk().hold(0, 0, wait=0) as held:
+        writer = held.writer(holes=True)
+        place.standin.fault("timeout", 1)
+        with pytest.raises(Transient, match="NBD_ERR_NETWORK_TIMEOUT"):
+            writer.write([Piece(0, 4096, b"x" * 4096)])
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "said"),
+    [
+        ({"password": lambda: "wrong"}, LoginFailed, "incorrect user name or password"),
+        ({"thumbprint": "BB"}, LoginFailed, "incorrect user"),
+        ({"file": "[ds1] vm/none.vmdk"}, NotFound, "does not find"),
+        ({"library": Library(Path("/nowhere"))}, ConfigError, "no libvixDiskLib.so in /nowhere"),
+        ({"library": Library(Path("/nowhere"), "/no/plugin.so")}, ConfigError, "no /no/plugin.so"),
+    ],
+)
+def test_what_can_not_be_opened_says_why(place: Place, other: dict[str, object], error: type, said: str) -> None:
+    with pytest.raises(error, match=said):
+        place.disk(**other).reader()
+    assert not list(nbdkit.runtime().glob("*"))
+
+
+def test_a_locked_disk_is_waited_for(place: Place) -> None:
+    place.standin.fault("locked", 100)
+    with pytest.raises(DiskBusy, match="up to 15 minutes"), place.disk().hold(0, 0, wait=0):
+        raise AssertionError("held")
+    place.standin.fault("locked", 1)
+    with place.disk().hold(0, 0, wait=60):
+        pass
+    assert len([line for line in place.standin.log if line.startswith("open")]) == 3
+
+
+def test_the_library_is_told_that_the_disk_is_let_go(place: Place) -> None:
+    """Else its host would keep the lock: at a signal nbdkit ends without closing the disk."""
+    place.disk().reader().close()
+    with place.disk().hold(0, 0, wait=0) as held:
+        held.writer(holes=True).write([Piece(0, 4096, b"x" * 4096)])
+    with place.disk().still(wait=0):
+        pass
+    said = [line.split()[0] for line in place.standin.log]
+    assert [word for word in said if word in ("open", "close")] == ["open", "close"] * 3
+
+
+def test_requests_are_under_way_side_by_side(place: Place) -> None:
+    """A host answers after milliseconds: one after the other they would be all that counts."""
+    place.standin.fault("slow", 20_000)
+    with closing(place.disk().reader()) as reader:
+        reader.read([(at * 65536, 4096) for at in range(32)])
+    (closed,) = (line for line in place.standin.log if line.startswith("close"))
+    assert int(closed.removeprefix("close most=")) >= 8
+
+
+def wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not come to it"
+        time.sleep(0.02)
+
+
+def test_the_password_is_told_to_nobody(place: Place) -> None:
+    opened = Opened(place.export(), write=False)
+    try:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                for file in ("cmdline", "environ"):
+                    try:
+                        assert b"s3cret" not in (folder / file).read_bytes(), (folder, file)
+                    except OSError:
+                        continue  # it has ended
+        for file in opened._process._folder.iterdir():
+            if file.is_file():
+                assert b"s3cret" not in file.read_bytes(), file
+    finally:
+        opened.close()
+
+
+def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -> None:
+    opened = Opened(place.export(snapshot="snapshot-7"), write=False)
+    said = (opened._process._folder / "config").read_text()
+    opened.close()
+    assert "vixDiskLib.nfc.ReadTimeoutMs=60000" in said and "vixDiskLib.nfc.WriteTimeoutMs=600000" in said
+    log = "\n".join(place.standin.log)
+    assert "config=/" in log and "snapshot=snapshot-7" in log and "modes=nbdssl:nbd" in log and "port=443" in log
+
+
+def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    opened = place.disk().reader()._opened
+    process = opened._process._process
+    with closing(NbdReader(opened)) as reader:
+        place.standin.fault("hang")
+        for said in ("no answer for", "the disk is closed"):
+            with pytest.raises(CarrierFailed, match=said):
+                reader.read([(0, 4096)])
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_a_flush_that_failed_once_fails_for_ever(place: Place) -> None:
+    """hole 22: what was lost is told once."""
+    with place.disk().hold(0, 0, wait=0) as held:
+        writer = held.writer(holes=True)
+        writer.write([Piece(0, 4096, b"x" * 4096)])
+        os.kill(held._opened._process._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        for _ in range(2):
+            with pytest.raises(CarrierFailed):
+                writer.flush()
+
+
+def test_the_connection_bounds_what_is_under_way_and_keeps_its_order(place: Place) -> None:
+    """More and larger requests than may be under way at once."""
+    opened = Opened(place.export(), write=True)
+    try:
+        wire: Connection = opened.wire
+        memory = memoryview(bytearray(os.urandom(SIZE)))
+        wire.write([Request(0, SIZE, memory)])
+        wire.flush()
+        back = memoryview(bytearray(SIZE))
+        wire.read([Request(at, 4096, back[at : at + 4096]) for at in range(0, SIZE, 4096)])
+        assert back == memory
+    finally:
+        opened.close()
+        opened.close()
+
+
+CHILD = """
+import sys, time, json
+from pathlib import Path
+from workers.disks.nbdkit import Export, Library
+from workers.disks.nbd import Opened
+libdir, plugin = sys.argv[1:]
+opened = Opened(Export(Library(Path(libdir), plugin), "vc", 443, "u", lambda: "s3cret", "AA", "vm-1",
+                       "[ds1] vm/a.vmdk", None, "run-9"), write=True)
+print(opened._process._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def worker(place: Place) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process that has the disk open to be written: it, and its nbdkit's number."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(place.standin.folder), plugin()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": tempfile.gettempdir(), "PYTHONPATH": str(ROOT)},
+    )
+    assert child.stdout is not None
+    try:
+        yield child, int(child.stdout.readline())
+    finally:
+        child.kill()
+        child.wait()
+        nbdkit.end_left_behind(lambda run: True)
+
+
+def test_hole_26_nbdkit_dies_with_its_worker(place: Place, worker: tuple[subprocess.Popen[str], int]) -> None:
+    child, server = worker
+    child.kill()
+    child.wait()
+    wait_for(lambda: nbdkit.started(server) == "")
+    with place.disk().hold(0, 0, wait=5):
+        pass
+    assert nbdkit.end_left_behind(lambda run: False) == [] and not list(nbdkit.runtime().glob("*"))
+
+
+def test_hole_26_what_a_stopped_worker_of_a_dead_run_holds_is_taken_from_it(
+    place: Place, worker: tuple[subprocess.Popen[str], int]
+) -> None:
+    child, server = worker
+    os.kill(child.pid, signal.SIGSTOP)
+    assert nbdkit.end_left_behind(lambda run: False) == [] and nbdkit.started(server) != "", "its run lives"
+    (said,) = nbdkit.end_left_behind(lambda run: run == "run-9")
+    assert f"process {server}" in said and "run-9" in said
+    with place.disk().hold(0, 0, wait=5):
+        pass
+
+
+def test_a_process_that_only_has_the_number_is_left_alone(
+    place: Place, worker: tuple[subprocess.Popen[str], int]
+) -> None:
+    _, server = worker
+    (register,) = nbdkit.runtime().glob("*/register")
+    said = json.loads(register.read_text())
+    register.write_text(json.dumps({**said, "since": "1", "worker_since": "1"}))
+    assert nbdkit.end_left_behind(lambda run: True) == []
+    assert nbdkit.started(server) != ""

@@ -1,0 +1,25 @@
+"""A reader that its owner keeps open: who was lent it may close it, and nothing happens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workers.extents import Extents
+from workers.point import Piece, Reader
+
+
+class Lent:
+    """Reads as the reader that it was made of."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.size = reader.size
+
+    def allocated(self) -> Extents:
+        return self._reader.allocated()
+
+    def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
+        return self._reader.read(batch)
+
+    def close(self) -> None:
+        """Its owner closes it."""
