@@ -9,6 +9,7 @@ from pathlib import Path
 from workers import settings
 from workers.catalogue import Catalogue
 from workers.errors import ConfigError, NotFound
+from workers.settings import StoreSettings
 from workers.store import Store
 
 EXAMPLE = """\
@@ -103,7 +104,7 @@ def prepare(config: Path) -> Iterator[str]:
     yield f"configuration {config}"
     yield _catalogue(wanted.catalogue)
     for name, store in wanted.stores.items():
-        yield _store(name, store.path)
+        yield _store(name, store)
     yield "Next: `understudy check`, then start the workers and Beat (docs/operations.md)."
 
 
@@ -120,10 +121,10 @@ def _catalogue(url: str) -> str:
         opened.close()
 
 
-def _store(name: str, path: Path) -> str:
+def _store(name: str, place: StoreSettings) -> str:
     try:
-        Store.open(path)
-        return f"store {name} {path}: is there"
+        Store.at(place)
+        return f"store {name} {place.where}: is there"
     except NotFound:
-        Store.create(path)
-        return f"store {name} {path}: made"
+        Store.make(place)
+        return f"store {name} {place.where}: made"

@@ -54,7 +54,7 @@ def run(here: Here, run_id: str) -> RunReport:
 def _backup(live: Live) -> RunReport:
     settings = live.here.settings
     _, store_name, uuid = live.run.target.split(":", 2)
-    store = Store.open(settings.store(store_name).path)
+    store = Store.at(settings.store(store_name))
     newest = store.newest(uuid)
     _take_turns(live, uuid)
     session = connect(live.run.site, settings.site(live.run.site))
@@ -94,7 +94,7 @@ def help_out(here: Here, run_id: str) -> RunReport:
 
 def _help(live: helper.Helper) -> None:
     _, store_name, uuid = live.run.target.split(":", 2)
-    store = Store.open(live.here.settings.store(store_name).path)
+    store = Store.at(live.here.settings.store(store_name))
     newest = store.newest(uuid)
     if live.recall("parent") != (newest.id if newest is not None else ""):
         raise helper.NotAsLeft

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from workers import dispatch, membership
@@ -16,7 +14,7 @@ from workers.destination import destination
 from workers.errors import NotFound, UnderstudyError
 from workers.models import Model
 from workers.run import Here
-from workers.settings import RecoveryTarget, Settings, VmOverride, seconds
+from workers.settings import RecoveryTarget, Settings, StoreSettings, VmOverride, seconds
 from workers.store import Store
 from workers.vsphere import inventory
 from workers.vsphere.placement import find_place
@@ -65,7 +63,7 @@ def catalogue(settings: Settings) -> tuple[Finding, Catalogue | None]:
 
 def stores(settings: Settings) -> Iterator[Finding]:
     for name, store in settings.stores.items():
-        yield probe(f"store {name}", partial(_store, store.path))
+        yield probe(f"store {name}", partial(_store, store))
 
 
 def sites(settings: Settings, names: list[str], here: Here | None) -> Iterator[Finding]:
@@ -106,11 +104,12 @@ def groups(here: Here) -> Iterator[Finding]:
             yield Finding(what=f"group {name}", result="note", sentence=sentence)
 
 
-def _store(path: Path) -> str:
-    store = Store.open(path)
-    if not os.access(path, os.W_OK):
-        raise NotFound(f"the store {path} may not be written to by this user; check the rights on its folder")
-    return f"{path}, {len(store.vms())} VMs, {_gib(shutil.disk_usage(path).free)} free"
+def _store(place: StoreSettings) -> str:
+    store = Store.at(place)
+    if place.path is not None and not os.access(place.path, os.W_OK):
+        raise NotFound(f"the store {place.path} may not be written to by this user; check the rights on its folder")
+    free = store.free()
+    return f"{place.where}, {len(store.vms())} VMs" + (f", {_gib(free)} free" if free is not None else "")
 
 
 def _inventory(settings: Settings, name: str, here: Here | None) -> str:

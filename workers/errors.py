@@ -7,6 +7,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── DiskBusy                somebody holds a lock on a disk's range
 │   ├── TargetBusy              the replica is being compared; that ends first
 │   ├── BrokerUnreachable       Redis does not answer
+│   ├── StoreUnreachable        the bucket of a store does not answer
 │   └── CatalogueUnreachable    the catalogue's database does not answer
 ├── NeedsCompare                what changed is not known: read and compare, never skip
 │   └── ChangeTrackingUnusable  CBT is off, was reset, or contradicts itself
@@ -69,6 +70,10 @@ class TargetBusy(Transient):
 
 class BrokerUnreachable(Transient):
     family = "broker unreachable"
+
+
+class StoreUnreachable(Transient):
+    family = "store unreachable"
 
 
 class CatalogueUnreachable(Transient):

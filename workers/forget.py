@@ -175,7 +175,7 @@ def _store(live: Live, pair: Pair) -> Store | None:
     except ConfigError as err:
         live.note(f"the pins of this pair stay in the store {pair.store}: {err}")
         return None
-    return Store.open(configured.path)
+    return Store.at(configured)
 
 
 def _unpin(live: Live, pair: Pair, store: Store | None) -> None:

@@ -37,12 +37,12 @@ def _remove_snapshot(here: Here, ended: Run) -> None:
             snapshots.remove(session, found.identity.moref, left)
         changes.tidy(session, found.identity.moref)
     if store_name in here.settings.stores:
-        Store.open(here.settings.store(store_name).path).abandon(ended.id)
+        Store.at(here.settings.store(store_name)).abandon(ended.id)
 
 
 def _unpin(here: Here, ended: Run) -> None:
     """The pin of a restore. The half restored VM stays, marked, for the next try."""
     order = Order.model_validate_json(ended.memory["order"])
     if order.store in here.settings.stores:
-        store = Store.open(here.settings.store(order.store).path)
+        store = Store.at(here.settings.store(order.store))
         store.unpin(order.source, order.point, holder(here.catalogue.realm, ended.id))

@@ -19,7 +19,7 @@ def unpin_elsewhere(here: Here, pair: Pair, *, kept: str = "") -> None:
             continue
         try:
             with storage_in_words():
-                store = Store.open(configured.path)
+                store = Store.at(configured)
                 for point, holders in store.pins(pair.source).items() if store.id != kept else ():
                     if holder in holders:
                         store.unpin(pair.source, point, holder)

@@ -44,7 +44,7 @@ def store(here: Here, name: str, *, dry_run: bool = False, now: datetime | None 
 
     One VM's trouble does not keep the others waiting. A VM that no group names any more keeps all its points.
     """
-    opened = Store.open(here.settings.store(name).path)
+    opened = Store.at(here.settings.store(name))
     rules = Rules(here, now)
     return [_of_vm(here, name, opened, uuid, rules, dry_run) for uuid in opened.vms()]
 
@@ -52,7 +52,7 @@ def store(here: Here, name: str, *, dry_run: bool = False, now: datetime | None 
 def free(here: Here, name: str, *, compact: bool = True, seconds: float | None = None, worth: int = WORTH) -> Freed:
     """Delete what nothing needs, and compact what is mostly dead, for so long at most. Safe beside everything."""
     configured = here.settings.store(name)
-    opened = Store.open(configured.path)
+    opened = Store.at(configured)
     with storage_in_words():
         _end_writers(here, opened)
         pruned = opened.prune()

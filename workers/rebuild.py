@@ -63,7 +63,7 @@ class _Found:
         self.vms: list[VmState] = []
         for name, configured in here.settings.stores.items():
             try:
-                store = Store.open(configured.path)
+                store = Store.at(configured)
                 self.points[name] = {vm: store.points(vm) for vm in store.vms()} if stores or replicas else {}
                 self.stores[name] = store
             except (UnderstudyError, OSError) as err:

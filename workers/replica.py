@@ -55,7 +55,7 @@ class Replica:
 
     @cached_property
     def store(self) -> Store:
-        return Store.open(self.here.settings.store(self.pair.store).path)
+        return Store.at(self.here.settings.store(self.pair.store))
 
     def _goals(self, goal: str | None, back_to: str | None) -> tuple[list[RestorePoint], RestorePoint | None]:
         """The restore points that count, and the one to go to: the newest, or the one that a person named."""

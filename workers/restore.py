@@ -78,7 +78,7 @@ def _restore(live: Live) -> RunReport:
 def _hold_point(live: Live, order: Order) -> None:
     """Before all else: the backup of what the original holds now is one point more, for which another one may go."""
     live.remember(pinned="yes")
-    store = Store.open(live.here.settings.store(order.store).path)
+    store = Store.at(live.here.settings.store(order.store))
     store.pin(order.source, order.point, holder(live.here.catalogue.realm, live.run.id))
     faults.at("restore.pinned")
 
@@ -148,7 +148,7 @@ def _back_up(live: Live, order: Order) -> None:
 def preview(here: Here, wish: Wish) -> RestorePlan:
     """What the restore would do now. Reads only."""
     order = order_of(here, wish)
-    store = Store.open(here.settings.store(order.store).path)
+    store = Store.at(here.settings.store(order.store))
     point = store.point(order.source, order.point)
     parts = plan.protected(point, order.excluded)
     disks = [DiskToRestore(label=p.disk.label, capacity=p.disk.capacity, bytes=_bytes(store, p)) for p in parts]

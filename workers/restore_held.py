@@ -48,7 +48,7 @@ class HeldVm:
         self.order = order
         self.site = live.here.settings.site(order.site)
         self.session = connect(order.site, self.site)
-        self.store = Store.open(live.here.settings.store(order.store).path)
+        self.store = Store.at(live.here.settings.store(order.store))
         self.point = self.store.point(order.source, order.point)
         self.parts: dict[str, PointDisk] = {d.disk.id: d for d in plan.protected(self.point, order.excluded)}
         self.state = self._find()

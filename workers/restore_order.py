@@ -75,7 +75,7 @@ def order_of(here: Here, wish: Wish) -> Order:
     if bool(wish.to) == wish.over_original:
         raise BadInput("say where to: either a name for a new VM (--to NAME), or --over-original")
     found = _point(here, wish)
-    point = Store.open(here.settings.store(found.store).path).point(found.vm, found.id)
+    point = Store.at(here.settings.store(found.store)).point(found.vm, found.id)
     template = point.config.template and not wish.as_vm
     if template and wish.power_on:
         raise BadInput(f"{point.vm.name} was a template, and templates can not be powered on; add --as-vm")

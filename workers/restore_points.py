@@ -55,7 +55,7 @@ def kept(here: Here, name: str) -> list[Kept]:
     for store, configured in here.settings.stores.items():
         for uuid in uuids:
             try:
-                found += _of_store(here, store, Store.open(configured.path), uuid)
+                found += _of_store(here, store, Store.at(configured), uuid)
             except UnderstudyError as err:
                 remark = f"the store {store} can not be read from here ({err}); this is what the catalogue knows of it"
                 found += [_of_catalogue(point, remark) for point in here.catalogue.points(uuid, store)]

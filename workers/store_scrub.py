@@ -79,7 +79,7 @@ def _said(name: str, found: list[Damage]) -> str:
 def work(live: Live) -> RunReport:
     """For `execute`: part after part, each recorded when it has been read."""
     name = live.run.target.removeprefix("store:")
-    store = Store.open(live.here.settings.store(name).path)
+    store = Store.at(live.here.settings.store(name))
     parts = _parts(store)
     reader = _Reader(live, store, parts)
     try:

@@ -112,7 +112,7 @@ def _way(live: Live, pair: Pair, cursor: Cursor) -> Literal["store", "undo"]:
 def _unreadable(here: Here, pair: Pair, cursor: Cursor) -> str | None:
     """Why the store can not give the point that the replica held; None when it can."""
     try:
-        store = Store.open(here.settings.store(pair.store).path)
+        store = Store.at(here.settings.store(pair.store))
         if store.id != cursor.store:
             return "it is another store than the one that the replica was synced from"
         if all(point.id != cursor.base for point in store.points(pair.source)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -54,11 +54,66 @@ class Site(Model):
         return size(self.worker_rate) if self.worker_rate is not None else None
 
 
+class AccessKey(NamedTuple):
+    """What requests to a bucket are signed with. Not to be shown."""
+
+    key: str
+    secret: str
+    token: str = ""
+
+
+class BucketSettings(Model):
+    """An S3-compatible bucket that holds a store. Its endpoint must honour conditional writes."""
+
+    #: its name; it must be there
+    bucket: str
+    #: what the names of the store's objects begin with, so that a bucket can hold several; with or without / at its end
+    prefix: str = ""
+    #: the server's address, such as https://s3.example.com:9000; none = AWS
+    endpoint: str | None = None
+    #: the region that the bucket is in; none = as the environment says, and us-east-1 for a server of one's own
+    region: str | None = None
+    #: the access key: a file with its id in the first line and its secret in the second; never in this file
+    access_key_file: Path | None = None
+    #: or an environment variable that holds id:secret; neither = as AWS' own tools find it (environment, machine's role)
+    access_key_env: str | None = None
+    #: the CA of the endpoint's certificate, where the system's CAs do not know it
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> BucketSettings:
+        if self.access_key_file is not None and self.access_key_env is not None:
+            raise ValueError("either 'access_key_file' or 'access_key_env', not both")
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError("'endpoint' begins with https:// (or, on a network that is yours alone, http://)")
+        return self
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def login(self) -> AccessKey | None:
+        """None where AWS' own ways find one. Raises `ConfigError`."""
+        if self.access_key_file is None and self.access_key_env is None:
+            return None
+        parts = secrets.parts(
+            self.access_key_file, self.access_key_env, f"the access key of {self}", "its id, its secret"
+        )
+        return AccessKey(*parts)
+
+
 class StoreSettings(Model):
     """Where backups are kept."""
 
+    model_config = ConfigDict(json_schema_extra=one_of("path", "s3"))
+
     #: a folder on a file system with fsync and hard links (local disks, NFS)
-    path: Path
+    path: Path | None = None
+    #: or an S3-compatible bucket
+    s3: BucketSettings | None = None
+    #: for a bucket: a folder on each worker for copies of maps, the dedup index, packs' tables; none = below /tmp
+    cache: Path | None = None
+    #: bytes that these copies take at most
+    cache_size: Size = "10GiB"
     #: the site where it stands; empty = it can be read wherever replicas are, whatever else is down
     site: str = ""
     #: packs of which less than this share is in use are compacted; 0 = never
@@ -67,6 +122,17 @@ class StoreSettings(Model):
     compact_rate: Size | None = None
     #: share of the store that is read and checked a day: 0.02 = all of it in 50 days; 0 = never
     scrub: float = Field(default=0.02, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> StoreSettings:
+        if (self.path is None) == (self.s3 is None):
+            raise ValueError("either 'path' or 's3', exactly one")
+        return self
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return str(self.path if self.path is not None else self.s3)
 
 
 class RecoveryTarget(Model):

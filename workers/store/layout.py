@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import struct
-from pathlib import Path
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
 from workers.errors import BadInput, StoreDamaged, StoreTooNew
+from workers.store import place
+from workers.store.place import Fd, Path
 
 #: One version for all files. A reader refuses anything above it and reads everything up to it.
 FORMAT = 1
@@ -152,12 +152,12 @@ def foot(records: int, offset: int, trailer: bytes) -> bytes:
     return FOOT.pack(FOOT_MAGIC, FORMAT, records, offset, digest(trailer)).ljust(FOOT_SIZE, b"\0")
 
 
-def read_trailer(path: Path, fd: int, record: np.dtype) -> np.ndarray:
+def read_trailer(path: Path, fd: Fd, record: np.dtype) -> np.ndarray:
     """The table of what a pack or a file of maps holds, checked."""
-    size = os.fstat(fd).st_size
+    size = place.size_of(fd)
     if size < HEAD_SIZE + FOOT_SIZE:
         raise damaged(path, f"it ends after {size} bytes")
-    last = os.pread(fd, FOOT_SIZE, size - FOOT_SIZE)
+    last = place.read_at(fd, FOOT_SIZE, size - FOOT_SIZE)
     magic, version, count, offset, wanted = FOOT.unpack_from(last)
     if magic != FOOT_MAGIC:
         raise damaged(path, "it has no trailer: it was cut off, or its writer died before closing it")
@@ -165,7 +165,7 @@ def read_trailer(path: Path, fd: int, record: np.dtype) -> np.ndarray:
     length = count * record.itemsize
     if not HEAD_SIZE <= offset <= size - FOOT_SIZE - length:
         raise damaged(path, "its trailer lies outside the file")
-    data = os.pread(fd, length, offset)
+    data = place.read_at(fd, length, offset)
     if len(data) != length or digest(data) != wanted:
         raise damaged(path, "the checksum of its trailer does not match")
     return np.frombuffer(data, dtype=record)

@@ -63,7 +63,8 @@ def _listing(points: Points) -> dict[str, list[int]]:
 def _add(found: Needed, points: Points, vm: str, seq: int) -> None:
     point = points.read(vm, seq)
     if point is None:
-        found.marks.add((vm, seq))
+        if points.mark(vm, seq):
+            found.marks.add((vm, seq))
         return
     found.runs.add(point.run)
     found.segments.update(segments(point))

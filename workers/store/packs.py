@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from workers.errors import StoreDamaged
-from workers.store import files, layout
+from workers.store import files, layout, place
 from workers.store.layout import ALIGN, BLOB, HEAD_SIZE, PACK_MAGIC
+from workers.store.place import Fd, Path
 
 
 class Blob(NamedTuple):
@@ -34,7 +32,7 @@ class PackWriter:
         self.path = pack_path(folder, self.id)
         self._run = run
         self._lock = threading.Lock()
-        self._fd = files.open_pack(self.path)
+        self._fd: Fd | None = files.open_pack(self.path)
         self._position = HEAD_SIZE
         self._records: list[tuple[bytes, int, int, int, int]] = []
         self._write(layout.head(PACK_MAGIC, self.id, run), 0)
@@ -61,6 +59,7 @@ class PackWriter:
 
     def write(self, data: memoryview, offset: int) -> None:
         """At an offset that was reserved; `data` is aligned and padded."""
+        assert self._fd is not None
         files.write_aligned(self._fd, data, offset)
 
     def seal(self) -> np.ndarray:
@@ -72,22 +71,21 @@ class PackWriter:
             trailer.ljust(end - layout.FOOT_SIZE, b"\0") + layout.foot(len(table), self._position, trailer),
             self._position,
         )
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        assert self._fd is not None
+        fd, self._fd = self._fd, None
+        files.finish(fd)
         return table
 
     def discard(self) -> None:
         """Gives the pack up; nothing refers to it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):
-                files.remove(self.path)
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            files.give_up(fd, self.path)
 
     def _write(self, data: bytes, offset: int) -> None:
         view = files.buffer(len(data))
         view[: len(data)] = data
+        assert self._fd is not None
         files.write_aligned(self._fd, view[: len(data)], offset)
 
 
@@ -113,9 +111,9 @@ class Pack:
     def digest(self, slot: int) -> bytes:
         return self.digests[32 * slot : 32 * slot + 32]
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    def __del__(self, close: Callable[[Fd], None] = place.close) -> None:
         # Threads may still read through a pack that fell out of the cache: the last one closes it.
-        if (fd := getattr(self, "fd", -1)) >= 0:
+        if (fd := getattr(self, "fd", None)) is not None:
             close(fd)
 
 
