@@ -75,7 +75,7 @@ class BucketSettings(Model):
     region: str | None = None
     #: the access key: a file with its id in the first line and its secret in the second; never in this file
     access_key_file: Path | None = None
-    #: or an environment variable that holds id:secret; neither = as AWS' own tools find it (environment, machine's role)
+    #: or an environment variable that holds id:secret; neither = as AWS' tools find it (environment, machine's role)
     access_key_env: str | None = None
     #: the CA of the endpoint's certificate, where the system's CAs do not know it
     ca_file: Path | None = None

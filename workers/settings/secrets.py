@@ -28,7 +28,7 @@ def read(file: Path | None, variable: str | None, what: str) -> str:
 
 
 def parts(file: Path | None, variable: str | None, what: str, which: str) -> list[str]:
-    """Two or three: the lines of a file, or what a variable holds between colons. Raises `ConfigError`, without them."""
+    """Two or three: a file's lines, or what a variable holds between colons. Raises `ConfigError`, without them."""
     if variable is not None:
         found = [part.strip() for part in read(None, variable, what).split(":")]
     else:

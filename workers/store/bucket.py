@@ -1,7 +1,7 @@
 """A store's files as the objects of an S3-compatible bucket: what `place.Remote` asks for, by conditional requests.
 
-boto3, not obstore: the second is quicker (a request costs it a fifth of the time), but gives no list of unfinished
-uploads, takes no CA of one's own, and hides the server's clock; a part of 8 MiB costs either more time on the wire.
+boto3, not obstore: the second gives no list of unfinished uploads, takes no CA of one's own, and hides the time of the
+server's answers.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class Bucket:
                 probe.remove()
         if not honoured:
             raise Refused(
-                f"{self}: this endpoint does not honour conditional writes (If-None-Match and If-Match of PutObject), so "
-                f"two workers could overwrite each other's restore points. Use one that does (AWS S3, MinIO, Ceph from "
+                f"{self}: this endpoint does not honour conditional writes (If-None-Match and If-Match of PutObject), "
+                f"so two workers could overwrite each other's restore points. Use one that does (AWS S3, MinIO, Ceph from "
                 f"Squid on, and others do), or a store in a folder"
             )
         self.proven = True

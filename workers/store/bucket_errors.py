@@ -69,8 +69,8 @@ def _answered(err: exceptions.ClientError, where: str, settings: BucketSettings,
         return Unmet(repeated=bool(about.get("RetryAttempts")), retry=status == 409)
     if code in _FULL or status == 507:
         return NoSpace(
-            f"{where}: {endpoint} has no room for it ({code}): raise the quota, or lower what `keep` of the groups keeps "
-            f"and run `understudy prune`. Nothing that was in the store is lost, and the run can go on afterwards"
+            f"{where}: {endpoint} has no room for it ({code}): raise the quota, or lower what `keep` of the groups "
+            f"keeps and run `understudy prune`. Nothing that was in the store is lost, and the run can go on afterwards"
         )
     if code in _LOGIN:
         return LoginFailed(f"{where}: {endpoint} {_LOGIN[code]}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from workers.errors import StoreUnreachable, UnderstudyError
 from workers.store.bucket_cache import LENGTH, Cache
-from workers.store.layout import HEAD_SIZE
+from workers.store.layout import HEAD_SIZE, damaged
 from workers.store.place import Opened
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Ends(Opened):
             return os.pread(self._ends, length, LENGTH.size + offset)
         if offset >= self._tail:
             return os.pread(self._ends, length, LENGTH.size + self._head + offset - self._tail)
-        return self._path.get(f"{offset}-{offset + length - 1}")[0] if length else b""
+        try:
+            return self._path.get(f"{offset}-{offset + length - 1}")[0] if length else b""
+        except FileNotFoundError as err:
+            raise damaged(self._path, "it is missing") from err
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         raise NotImplementedError("what is open for reading is not written to")

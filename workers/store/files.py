@@ -309,7 +309,7 @@ def mappable(path: Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def draft(path: Path, nonce: str) -> Iterator[pathlib.Path]:
-    """The name of a file to write, synced by the caller; when all went well it becomes `path`. The folder is not synced.
+    """The name of a file to write; when all went well it becomes `path`. The caller syncs it, and the folder.
 
     FileNotFoundError when somebody took it for left over before it had its name.
     """

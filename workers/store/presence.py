@@ -9,11 +9,13 @@ work is not done twice: whatever its holders change, they change only if it stil
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 from workers.errors import Conflict, UnderstudyError
@@ -36,6 +38,7 @@ class Presence:
         self._lost = False
         self._thread = threading.Thread(target=self._run, name="presence in the store", daemon=True)
         self._thread.start()
+        _open.add(self)
 
     @property
     def lapsed(self) -> bool:
@@ -62,6 +65,16 @@ class Presence:
             except (OSError, UnderstudyError):
                 continue  # tried again at the next beat: DEAD has room for many
             self._seen = at
+
+
+#: ended with the process, while a farewell can still be sent
+_open: weakref.WeakSet[Presence] = weakref.WeakSet()
+
+
+@atexit.register
+def _farewell() -> None:
+    for presence in list(_open):
+        presence.close()
 
 
 def _now() -> float:

@@ -10,6 +10,7 @@ Nothing is deleted when anything that must be read cannot be.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager
@@ -177,7 +178,11 @@ class Pruner:
     # --- tombstones -----------------------------------------------------------------------------------------
 
     def _all(self) -> list[tuple[Path, Tomb]]:
-        return [(self._tombs / name, self._read(self._tombs / name)) for name in files.names(self._tombs, ".json")]
+        found = []
+        for name in files.names(self._tombs, ".json"):
+            with contextlib.suppress(FileNotFoundError):  # a prune has just deleted what it lists
+                found.append((self._tombs / name, self._read(self._tombs / name)))
+        return found
 
     def _read(self, path: Path) -> Tomb:
         try:
