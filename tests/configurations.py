@@ -26,7 +26,16 @@ FULL: dict[str, Any] = {
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
-    "stores": {"main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"}},
+    "stores": {
+        "main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"},
+        "cloud": {
+            "s3": {
+                "bucket": "b", "prefix": "p/", "endpoint": "https://s3.example.com", "region": "r",
+                "access_key_file": "key", "ca_file": "ca.pem",
+            },
+            "cache": "cache", "cache_size": "20GiB",
+        },
+    },
     "targets": {
         "dr": {
             "site": "dr", "datastore": "ds1", "compute": "c", "pool": "a/b", "folder": "a/b",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ class Faults:
             answer(f"{how[:3]} Refused", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{how[4:]}</Code><Message>no</Message></Error>".encode()]
         if how == "drop":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
         if how == "unconditional":
             environ.pop("HTTP_IF_MATCH", None)
@@ -51,6 +53,7 @@ class Faults:
         with self._lock:  # moto looks at a condition and writes in two steps
             whole = list(self._app(environ, answer if how != "answer lost" else lambda *_: None))
         if how == "answer lost":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
         return whole
 

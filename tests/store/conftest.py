@@ -28,6 +28,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store.create(tmp_path / "store")
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Store:
+    """For what only a folder has."""
+    return Store.create(tmp_path / "store")
+
+
 def objects(tmp_path: Path) -> ObjectPath:
     copies = tmp_path / "copies"
     copies.mkdir(exist_ok=True)

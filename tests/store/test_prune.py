@@ -255,7 +255,8 @@ def test_hole_14_a_pin_by_another_site_holds(store: Store) -> None:
     assert store.pins(VM) == {}
 
 
-def test_what_a_dead_retirement_left_does_not_stop_a_pin(store: Store) -> None:
+def test_what_a_dead_retirement_left_does_not_stop_a_pin(folder: Store) -> None:
+    store = folder
     first, _ = backup(store, disk_of(1))
     left = store.path / "points" / VM / f".retiring-{first.id}.0000000000000000"
     left.touch()
@@ -263,7 +264,8 @@ def test_what_a_dead_retirement_left_does_not_stop_a_pin(store: Store) -> None:
     assert not left.exists() and store.pins(VM) == {first.id: {"pair-1"}}
 
 
-def test_what_dead_retirements_left_of_points_that_are_gone_is_swept(store: Store) -> None:
+def test_what_dead_retirements_left_of_points_that_are_gone_is_swept(folder: Store) -> None:
+    store = folder
     first, _ = backup(store, disk_of(1))
     backup(store, disk_of(2), mode="full")
     left = store.path / "points" / VM / f".retiring-{first.id}.0000000000000000"
