@@ -128,8 +128,8 @@ class Bucket:
         if not honoured:
             raise Refused(
                 f"{self}: this endpoint does not honour conditional writes (If-None-Match and If-Match of PutObject), "
-                f"so two workers could overwrite each other's restore points. Use one that does (AWS S3, MinIO, Ceph from "
-                f"Squid on, and others do), or a store in a folder"
+                f"so two workers could overwrite each other's restore points. Use one that does (AWS S3 and MinIO do, "
+                f"for example), or a store in a folder"
             )
         self.proven = True
 
