@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from workers.models import Model
+
+T = TypeVar("T")
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -39,6 +41,14 @@ def complain(text: str) -> None:
 
 def as_json(value: Any) -> None:
     console().print(json.dumps(plain(value), indent=2, ensure_ascii=False), soft_wrap=True)
+
+
+def answer(value: T, table: Callable[[T], object], *, in_json: bool) -> None:
+    """What a command found: as JSON, or as its table."""
+    if in_json:
+        as_json(value)
+    else:
+        table(value)
 
 
 def plain(value: Any) -> Any:

@@ -24,10 +24,7 @@ def check(
     from tasks import configuration
 
     found = configuration.findings()
-    if json:
-        show.as_json(found)
-    else:
-        configuration.show_findings(found)
+    show.answer(found, configuration.show_findings, in_json=json)
     if found.mistakes or (strict and found.warnings):
         raise typer.Exit(1)
 

@@ -59,9 +59,6 @@ def check(
     from tasks import diagnose, tables
 
     found = diagnose.findings(site or [])
-    if json:
-        show.as_json(found)
-    else:
-        tables.findings(found)
+    show.answer(found, tables.findings, in_json=json)
     if any(finding.result == "failed" for finding in found):
         raise typer.Exit(1)

@@ -26,10 +26,7 @@ def group_list(json: Json = False) -> None:
     from workers import group as groups
 
     found = groups.overview(here())
-    if json:
-        show.as_json(found)
-    else:
-        group_tables.groups(found)
+    show.answer(found, group_tables.groups, in_json=json)
 
 
 @group.command("show")
@@ -43,10 +40,7 @@ def group_show(name: Name, json: Json = False) -> None:
     from workers import group as groups
 
     found = groups.show(here(), name)
-    if json:
-        show.as_json(found)
-    else:
-        group_tables.group(found)
+    show.answer(found, group_tables.group, in_json=json)
 
 
 @group.command("why")
@@ -62,10 +56,7 @@ def group_why(
     from workers import group as groups
 
     found = groups.why(here(), vm)
-    if json:
-        show.as_json(found)
-    else:
-        group_tables.answers(found)
+    show.answer(found, group_tables.answers, in_json=json)
 
 
 @group.command("unprotected")
@@ -79,10 +70,7 @@ def group_unprotected(json: Json = False) -> None:
     from workers import group as groups
 
     found = groups.unprotected(here())
-    if json:
-        show.as_json(found)
-    else:
-        group_tables.unprotected(found)
+    show.answer(found, group_tables.unprotected, in_json=json)
 
 
 @group.command("accept")

@@ -110,10 +110,7 @@ def runs(
     found = here().catalogue.runs(vm, limit=limit)
     if vm is not None and not found:
         uuids_of(here(), vm)  # of a name that nobody knows an empty list would say too much
-    if json:
-        show.as_json(found)
-    else:
-        tables.runs(found)
+    show.answer(found, tables.runs, in_json=json)
 
 
 @app.command("show")

@@ -50,10 +50,7 @@ def store_list(json: Json = False) -> None:
     from tasks.app import here
 
     found = tables.reachable(here())
-    if json:
-        show.as_json(found)
-    else:
-        tables.listed(found)
+    show.answer(found, tables.listed, in_json=json)
 
 
 @store.command("stats")
@@ -142,10 +139,7 @@ def _free(stores: list[str] | None, *, compact: bool, json: bool) -> None:
     from workers import prune as retention
 
     found = [retention.free(here(), name, compact=compact, worth=0) for name in tables.chosen(here(), stores)]
-    if json:
-        show.as_json(found)
-    else:
-        tables.freed(found)
+    show.answer(found, tables.freed, in_json=json)
 
 
 app.add_typer(store, name="store")

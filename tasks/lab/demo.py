@@ -37,11 +37,12 @@ from workers.vsphere.session import connect
 MIB = 1 << 20
 VMS: dict[str, tuple[int, ...]] = {"web-01": (192 * MIB,), "db-01": (256 * MIB, 128 * MIB), "files-01": (160 * MIB,)}
 
-#: Seconds where an operator would write hours. Servers are replicated after each backup, files on a schedule.
+#: Seconds where an operator would write hours. Servers are replicated after each backup, files on a schedule. A VM
+#: joins when it is switched on: while its disks are formatted from outside, no backup's snapshot may come in between.
 POLICY = """
 [groups.servers]
 source = "prod"
-vms = ["web-*", "db-*"]
+members = { name = ["web-*", "db-*"], power = "on" }
 store = "main"
 target = "dr"
 keep = { last = 5 }
@@ -49,7 +50,7 @@ backup = { every = "45s", jitter = "10s" }
 
 [groups.files]
 source = "prod"
-vms = ["files-*"]
+members = { name = "files-*", power = "on" }
 store = "main"
 target = "dr"
 keep = { last = 5 }

@@ -76,7 +76,7 @@ def test_the_main_job_runs_by_itself(make_realm: Callable[..., Realm]) -> None:
         return found.point if found is not None and (since is None or found.point > since) else None
 
     first = services.wait_for(lambda: synced(None), "the first sync point", PATIENCE)
-    world.scribble("main", 2)
+    world.scribble("main", 2, busy=True)
     # The second point from here on was begun after the writing; the next may have been under way.
     newest = max(point.id for point in world.store.points(pair.source))
     later = f"{int(newest.split('-')[0]) + 1:08d}-~"

@@ -276,7 +276,7 @@ def test_a_first_sync_of_4_gib_over_four_workers_survives_the_death_of_any_three
     source = flat(world.prod, world.disks("large")[0].file)
     with open(source, "r+b") as file:
         for number in range(size // MIB):
-            file.write(number.to_bytes(8, "little") * (MIB // 8))
+            file.write((number + 1).to_bytes(8, "little") * (MIB // 8))
     made = world.request_backup("large")
     assert backup.run(world.here, made.id).outcome == "succeeded"
     run = world.request_sync("large")

@@ -175,14 +175,22 @@ class World:
             file.write(data)
         self.log[name][disk.id][offset : offset + len(data)] = data
 
-    def scribble(self, name: str, seed: int, *, count: int = 5, longest: int = 200_000) -> None:
-        """Random writes on every disk, some of zeroes."""
+    def scribble(self, name: str, seed: int, *, count: int = 5, longest: int = 200_000, busy: bool = False) -> None:
+        """Random writes on every disk, some of zeroes. Of a VM that is busy, a snapshot may come and go meanwhile, so
+        that the vCenter has to say which file is the live one; that is slower."""
+        put = self._put_through_vcenter if busy else self._put
         rng = random.Random(seed)
         for disk in self.disks(name):
             for _ in range(count):
                 length = rng.randrange(1, min(longest, disk.capacity))
                 data = bytes(length) if rng.random() < 0.2 else rng.randbytes(length)
-                self._put(name, disk, rng.randrange(0, disk.capacity - length), data)
+                put(name, disk, rng.randrange(0, disk.capacity - length), data)
+
+    def _put_through_vcenter(self, name: str, disk: Disk, offset: int, data: bytes) -> None:
+        number = [d.id for d in self.disks(name)].index(disk.id)
+        order = {"VM": name, "Disk": number, "Offset": offset, "Hex": data.hex(), "Force": True}
+        self.prod.control(guestWrite=order)
+        self.log[name][disk.id][offset : offset + len(data)] = data
 
     def add_disk(self, name: str, size: int) -> None:
         state = self.state(name)
