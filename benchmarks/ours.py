@@ -97,12 +97,14 @@ def main() -> None:
     parser.add_argument("--point", type=int, default=-1, help="number of the restore point, from 0")
     parser.add_argument("--base", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--key-file", type=Path, help="of an encrypted store")
     args = parser.parse_args()
+    key = bytes.fromhex(args.key_file.read_text()) if args.key_file is not None else None
     began = time.perf_counter()
     if args.what == "full":
-        backup(Store.create(args.store), args.disk, None, None, args.threads)
+        backup(Store.create(args.store, key), args.disk, None, None, args.threads)
     else:
-        store = Store.open(args.store)
+        store = Store.open(args.store, key)
         points = store.points(VM)
         if args.what == "incremental":
             backup(store, args.disk, changes(args.changes), points[-1], args.threads)

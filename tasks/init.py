@@ -47,6 +47,7 @@ dr-ds1 = "/mnt/understudy/dr-ds1"
 
 [stores.main]
 path = "store"
+# key_file = "secrets/store-key"           # encrypts it: `understudy store key new secrets/store-key` before `init`
 
 # --- recovery targets: where replicas go -----------------------------------------------------------------------------
 
@@ -126,5 +127,5 @@ def _store(name: str, place: StoreSettings) -> str:
         Store.at(place)
         return f"store {name} {place.where}: is there"
     except NotFound:
-        Store.make(place)
-        return f"store {name} {place.where}: made"
+        made = Store.make(place)
+        return f"store {name} {place.where}: made{', encrypted' if made.encrypted else ''}"

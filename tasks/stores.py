@@ -10,6 +10,7 @@ from workers.errors import BadInput, NotFound, UnderstudyError
 from workers.prune import Freed, Retired
 from workers.run import Here, storage_in_words
 from workers.store import CompactReport, Figures, PruneReport, Store
+from workers.store_keys import KeyReport
 
 
 def chosen(here: Here, names: Sequence[str] | None) -> list[str]:
@@ -73,6 +74,17 @@ def listed(found: Sequence[dict[str, Any]]) -> None:
     for line in found:
         if line["trouble"]:
             show.say(f"{line['store']}: {line['trouble']}")
+
+
+def opened_by(found: Sequence[KeyReport]) -> None:
+    for each in found:
+        mine = [f"{key} (configured here)" if key == each.configured else key for key in each.keys]
+        text = f"opened by {', '.join(mine)}" if mine else "not encrypted"
+        if each.configured not in (*each.keys, None):
+            text += f"; the key that is configured here, {each.configured}, is not one of its own"
+        elif mine and each.configured is None:
+            text += "; no key is configured here"
+        show.say(f"{each.store}: {text}")
 
 
 def as_plain(found: Figures) -> dict[str, Any]:

@@ -27,7 +27,10 @@ FULL: dict[str, Any] = {
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
     "stores": {
-        "main": {"path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB"},
+        "main": {
+            "path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB", "key_file": "p",
+        },
+        "other": {"path": "other", "key_env": "P"},
         "cloud": {
             "s3": {
                 "bucket": "b", "prefix": "p/", "endpoint": "https://s3.example.com", "region": "r",
@@ -59,7 +62,7 @@ FULL: dict[str, Any] = {
             },
         },
         "rest": {
-            "source": "prod", "store": "main", "grace": "10d",
+            "source": "prod", "store": "other", "grace": "10d",
             "members": {
                 "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
                 "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],

@@ -78,8 +78,14 @@ def verbs() -> list[str]:
     root = typer.main.get_command(cli.app)
     found = []
     for name, command in root.commands.items():  # type: ignore[attr-defined]
-        inner = getattr(command, "commands", None)
-        found += [f"{name} {below}" for below in inner] if inner else [name]
+        found += [f"{name} {below}" for below in _below(command)] or [name]
+    return found
+
+
+def _below(command: object) -> list[str]:
+    found = list[str]()
+    for name, inner in getattr(command, "commands", {}).items():
+        found += [f"{name} {below}" for below in _below(inner)] or [name]
     return found
 
 

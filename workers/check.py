@@ -109,7 +109,8 @@ def _store(place: StoreSettings) -> str:
     if place.path is not None and not os.access(place.path, os.W_OK):
         raise NotFound(f"the store {place.path} may not be written to by this user; check the rights on its folder")
     free = store.free()
-    return f"{place.where}, {len(store.vms())} VMs" + (f", {_gib(free)} free" if free is not None else "")
+    how = ", encrypted" if store.encrypted else ""
+    return f"{place.where}{how}, {len(store.vms())} VMs" + (f", {_gib(free)} free" if free is not None else "")
 
 
 def _inventory(settings: Settings, name: str, here: Here | None) -> str:

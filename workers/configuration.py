@@ -146,6 +146,7 @@ def _secrets(settings: Settings) -> Iterator[tuple[Key, Path | None, str | None]
     for name, site in settings.sites.items():
         yield ("sites", name, "password"), site.password_file, site.password_env
     for name, store in settings.stores.items():
+        yield ("stores", name, "key"), store.key_file, store.key_env
         if store.s3 is not None:
             yield ("stores", name, "s3", "access_key"), store.s3.access_key_file, store.s3.access_key_env
     if settings.flower is not None:

@@ -29,6 +29,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
     ├── ConfigError             a key, its value, what is allowed
     ├── NotFound                no such VM, point, run, datastore, ...
     ├── LoginFailed             wrong user, password, certificate
+    ├── WrongKey                a store's key is missing, is another one, or is not wanted
     └── NoSpace                 store, datastore or catalogue is full
 """
 
@@ -176,6 +177,10 @@ class NotFound(BadInput):
 
 class LoginFailed(BadInput):
     family = "login failed"
+
+
+class WrongKey(BadInput):
+    family = "wrong key"
 
 
 class NoSpace(BadInput):

@@ -21,7 +21,20 @@ from tasks.cli.application import app
 from workers.errors import UnderstudyError
 
 #: the files of commands, in the order of --help; importing one makes its commands known
-for _part in ("first", "config", "work", "verify", "restore", "pairs", "look", "group", "store", "processes", "lab"):
+for _part in (
+    "first",
+    "config",
+    "work",
+    "verify",
+    "restore",
+    "pairs",
+    "look",
+    "group",
+    "store",
+    "store_key",
+    "processes",
+    "lab",
+):
     importlib.import_module(f"tasks.cli.{_part}")
 
 #: shown by --debug instead of being written to a file

@@ -1,3 +1,6 @@
+"""The same tests over stores of each kind: those that fix what a store is on all kinds, the others on one, and on the
+rest in the long form."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,19 +13,42 @@ from tests.store.objects import ObjectPath, Objects
 from workers.settings import StoreSettings
 from workers.store import Store
 
+#: of the encrypted stores of these tests
+KEY = bytes(range(32))
+#: what fixes how a store behaves, whatever is below: always on all kinds
+ALWAYS = {"test_roundtrip", "test_damage", "test_verify"}
+
+
 #: a module that has KINDS = EVERY runs its tests that take `store` over each kind of place
 EVERY = ("folder", "objects")
 EVERY_SLOWLY = ("folder", pytest.param("objects", marks=pytest.mark.slow))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    kinds = getattr(metafunc.module, "KINDS", ())
-    if kinds and "store" in metafunc.fixturenames:
-        metafunc.parametrize("store", kinds, indirect=True)
+    if "kind_of_store" in metafunc.fixturenames:
+        always = metafunc.module.__name__.rpartition(".")[2] in ALWAYS
+        rarely = pytest.param("encrypted", marks=() if always else pytest.mark.slow)
+        metafunc.parametrize("kind_of_store", ["plain", rarely], indirect=True, scope="module")
+    places = getattr(metafunc.module, "KINDS", ())
+    if places and "store" in metafunc.fixturenames:
+        metafunc.parametrize("store", places, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def kind_of_store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As long as it lasts, stores are made and opened with a key, or without one."""
+    made, opened = Store.create, Store.open
+    if request.param == "plain":
+        yield "plain"
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "create", lambda path, key=KEY: made(path, key))
+        patch.setattr(Store, "open", lambda path, key=KEY: opened(path, key))
+        yield "encrypted"
 
 
 @pytest.fixture
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, kind_of_store: str, tmp_path: Path) -> Store:
     if getattr(request, "param", "folder") == "objects":
         return Store.create(objects(tmp_path))
     return Store.create(tmp_path / "store")

@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
     return lived(tmp_path_factory.mktemp("lived") / "store")
 
 

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.conftest import KEY
 from tests.store.crashing import Died, Machine
 from tests.store.disks import VM, MemoryDisk, assert_content, backup
 from tests.store.living import SIZE, Base, assert_as_before, compacted, leftovers, lived, scribble
-from workers.store import Store
+from workers.store import Store, keyring
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
     return lived(tmp_path_factory.mktemp("lived") / "store", points=4, keep=2)
 
 
@@ -57,6 +58,11 @@ def test_every_operation(base: Base, step: int, power: bool, tmp_path: Path) -> 
     pytest.fail("it never came to its end")
 
 
+def _opened(path: Path) -> Store:
+    """In a process of its own, which does not know what kind of stores are tested."""
+    return Store.open(path, KEY if keyring.read(path).sealed else None)
+
+
 def _back_up(path: Path, stop: Event, troubles: Queue[str]) -> None:
     """Backups of three VMs in turn, each on top of the one before; some are retired, the rest is read in the end."""
     disks = {f"busy-{i}": (MemoryDisk(SIZE), list[tuple[str, MemoryDisk]]()) for i in range(3)}
@@ -65,7 +71,7 @@ def _back_up(path: Path, stop: Event, troubles: Queue[str]) -> None:
             vm = f"busy-{seed % 3}"
             disk, history = disks[vm]
             scribble(disk, seed, writes=8)
-            store = Store.open(path)
+            store = _opened(path)
             history.append((backup(store, disk, vm=vm)[0].id, disk.copy()))
             if len(history) > 4:
                 store.retire(vm, history.pop(secrets.randbelow(3))[0])
@@ -74,7 +80,7 @@ def _back_up(path: Path, stop: Event, troubles: Queue[str]) -> None:
                 break
         for vm, (_, history) in disks.items():
             for point_id, truth in history:
-                store = Store.open(path)
+                store = _opened(path)
                 assert_content(store, store.point(vm, point_id), truth)
     except BaseException:
         troubles.put(f"backing up: {traceback.format_exc()}")
@@ -85,7 +91,7 @@ def _read(path: Path, stop: Event, troubles: Queue[str], history: list[tuple[str
     try:
         while not stop.is_set():
             point_id, truth = random.choice(history)
-            store = Store.open(path)
+            store = _opened(path)
             point = store.point(VM, point_id)
             reader = store.reader(point, "disk-1")
             for batch in truth.allocated().batches(64 << 10):

@@ -30,6 +30,7 @@ events = st.lists(
 )
 
 
+@pytest.mark.usefixtures("kind_of_store")
 @pytest.mark.parametrize("examples", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_any_life(examples: int) -> None:
     settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(given(events)(live))()

@@ -27,7 +27,7 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     path = tmp_path_factory.mktemp("base") / "store"
     store, disk = Store.create(path), MemoryDisk(6 * MIB)
     points, states = [], []

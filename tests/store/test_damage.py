@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -150,10 +151,10 @@ def test_what_is_too_new_is_refused(filled: tuple[Store, list[MemoryDisk]], kind
     store, states = filled
     path = store.path
     if kind == "store":
-        _json(path / "store.json", 2)
+        _json(path / "store.json", 9)
     elif kind == "point":
         file = sorted((path / "points" / VM).iterdir())[0]
-        file.write_bytes(file.read_bytes().replace(b'{"format":1,', b'{"format":2,', 1))
+        file.write_bytes(re.sub(rb'^{"format":\d,', b'{"format":9,', file.read_bytes()))
     elif kind in ("pack", "maps"):
         for file in (path / f"{kind.removesuffix('s')}s").iterdir():
             _patch(file, 8)
@@ -161,14 +162,14 @@ def test_what_is_too_new_is_refused(filled: tuple[Store, list[MemoryDisk]], kind
         for file in (path / "index").glob("*.idx"):
             _patch(file, 8)
         use(path, states)
-        assert any("format 2" in problem for problem in Store.open(path).verify())
+        assert any("format 9" in problem for problem in Store.open(path).verify())
         return
     else:
-        _json(path / "tombs" / "0000000000000001.json", 2)
-        with pytest.raises(StoreTooNew, match="format 2"):
+        _json(path / "tombs" / "0000000000000001.json", 9)
+        with pytest.raises(StoreTooNew, match="format 9"):
             store.prune()
         return
-    with pytest.raises(StoreTooNew, match="format 2"):
+    with pytest.raises(StoreTooNew, match="format 9"):
         use(path, states)
 
 
@@ -179,7 +180,7 @@ def _json(file: Path, version: int) -> None:
 
 def _patch(file: Path, offset: int) -> None:
     data = bytearray(file.read_bytes())
-    data[offset] = 2
+    data[offset] = 9
     file.write_bytes(data)
 
 

@@ -65,7 +65,7 @@ def test_equal_first_eight_bytes_are_not_equal_content(store: Store) -> None:
     backup(store, disk_of(1))
     path = runs(store)[0]
     found = Run.open(path)
-    other = layout.digest(noise(256 << 10, 77))
+    other = store._packs.keys.digest(noise(256 << 10, 77))
     keys = found.keys.copy()
     keys[:] = int.from_bytes(other[:8], "little")
     path.unlink()

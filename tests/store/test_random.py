@@ -58,6 +58,7 @@ def change(disk: MemoryDisk, written: list[Write]) -> Extents:
     return Extents.of(touched).align(64 << 10, SIZE)
 
 
+@pytest.mark.usefixtures("kind_of_store")
 @pytest.mark.parametrize(("parts", "blobs"), [(32, 64), (3, 2)], ids=["as in production", "repacks all the time"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(script=rounds, threads=st.sampled_from([1, 3]))

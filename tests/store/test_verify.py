@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def living(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[MemoryDisk]]:
+def living(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[MemoryDisk]]:
     """A store with all kinds of files: points, a retired one, a pin, a tombstone that waits for a run, an index."""
     store = Store.create(tmp_path_factory.mktemp("living") / "store")
     disk, states = small(), []

@@ -104,7 +104,7 @@ class BucketSettings(Model):
 class StoreSettings(Model):
     """Where backups are kept."""
 
-    model_config = ConfigDict(json_schema_extra=one_of("path", "s3"))
+    model_config = ConfigDict(json_schema_extra=one_of("path", "s3") | {"not": {"required": ["key_file", "key_env"]}})
 
     #: a folder on a file system with fsync and hard links (local disks, NFS)
     path: Path | None = None
@@ -114,6 +114,10 @@ class StoreSettings(Model):
     cache: Path | None = None
     #: bytes that these copies take at most
     cache_size: Size = "10GiB"
+    #: encrypts it: the file that holds its key (`understudy store key new` writes one); none = it is not encrypted
+    key_file: Path | None = None
+    #: or an environment variable
+    key_env: str | None = None
     #: the site where it stands; empty = it can be read wherever replicas are, whatever else is down
     site: str = ""
     #: packs of which less than this share is in use are compacted; 0 = never
@@ -133,6 +137,18 @@ class StoreSettings(Model):
     def where(self) -> str:
         """For people."""
         return str(self.path if self.path is not None else self.s3)
+
+    @model_validator(mode="after")
+    def _one_key(self) -> StoreSettings:
+        if self.key_file is not None and self.key_env is not None:
+            raise ValueError("either 'key_file' or 'key_env', not both")
+        return self
+
+    def key(self) -> bytes | None:
+        """None for a store that is not encrypted. Raises `ConfigError`."""
+        if self.key_file is None and self.key_env is None:
+            return None
+        return secrets.key(self.key_file, self.key_env, f"the key of the store {self.where}")
 
 
 class RecoveryTarget(Model):

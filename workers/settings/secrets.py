@@ -1,14 +1,20 @@
-"""Passwords, and addresses that may hold one: from a file or the environment, and never shown."""
+"""Passwords, keys, and addresses that may hold a password: from a file or the environment, and never shown."""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import stat
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from workers.errors import ConfigError
+
+#: bytes of a store's key
+KEY = 32
 
 REDIS = "an address such as redis://host:6379/0, or rediss:// for TLS (it is not shown: it may hold a password)"
 
@@ -42,6 +48,21 @@ def parts(file: Path | None, variable: str | None, what: str, which: str) -> lis
         joined = "with a colon between them" if variable is not None else "a line each"
         raise ConfigError(f"{whence} should hold {what}, {joined}: {which}")
     return found
+
+
+def key(file: Path | None, variable: str | None, what: str) -> bytes:
+    """32 bytes, as 64 hexadecimal digits or Base64. Raises `ConfigError`, which does not show what is there."""
+    text = read(file, variable, f"{what}: 32 bytes as 64 hexadecimal digits or in Base64").strip()
+    for decoded in (bytes.fromhex, partial(base64.b64decode, validate=True)):
+        with suppress(ValueError):
+            found: bytes = decoded(text)
+            if len(found) == KEY:
+                return found
+    where = f"the environment variable {variable}" if variable is not None else f"the first line of the file {file}"
+    raise ConfigError(
+        f"{where} is not {what}: that is 32 bytes, as 64 hexadecimal digits or in Base64. "
+        f"`understudy store key new FILE` makes one (of a new store: what is sealed with another key stays so)"
+    )
 
 
 def trouble(file: Path | None, variable: str | None) -> str | None:

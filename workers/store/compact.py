@@ -156,14 +156,16 @@ class Compactor:
     def _choose(self, below: float, worth: int) -> Job | None:
         """In the order of prune: files, then runs, then points. A run's own files are spared while it may write."""
         packs, maps = set(pack_ids(self._packs.folder)), set(maps_ids(self._maps.folder))
-        runs = set(self._writers.live())
+        runs, keys = set(self._writers.live()), self._packs.keys
         refs = needed(self._points, self._maps)
         chosen = victims.choose(
             self._maps,
             self._packs,
             refs.segments,
-            spare_packs={p for p in refs.packs if p not in packs or owner(pack_path(self._packs.folder, p)) in runs},
-            spare_maps={m for m in refs.maps if m not in maps or owner(maps_path(self._maps.folder, m)) in runs},
+            spare_packs={
+                p for p in refs.packs if p not in packs or owner(pack_path(self._packs.folder, p), keys) in runs
+            },
+            spare_maps={m for m in refs.maps if m not in maps or owner(maps_path(self._maps.folder, m), keys) in runs},
             below=below,
             worth=worth,
         )
@@ -219,7 +221,7 @@ class _Step:
 
     def _tables(self) -> dict[int, moves.Table]:
         try:
-            return moves.load(self._home._folder, self._job.made)
+            return moves.load(self._home._folder, self._job.made, self._packs.keys)
         except StoreDamaged as err:  # then what is exchanged is exchanged, and the job ends
             self._damaged.append(f"{err}; what it moved is left to a later compaction")
             return {}
@@ -258,7 +260,7 @@ class _Step:
             return
         names = needed(self._points, self._maps).segments
         there = [pack for pack in todo if self._readable(pack)]
-        mover = Mover(self._packs.folder, self._home._folder, self._job.run, self._pace)
+        mover = Mover(self._packs.folder, self._home._folder, self._job.run, self._pace, self._packs.keys)
         copied: list[int] = []
         try:
             for group in usage.groups(self._packs, there):
@@ -319,7 +321,7 @@ class _Step:
                 )
                 for name in names:
                     if name not in self._renamed:
-                        writer = writer or MapsWriter(self._maps.folder, self._job.run)
+                        writer = writer or MapsWriter(self._maps.folder, self._job.run, self._maps.keys)
                         rewrite.one(name, writer)
                 if any(self._renamed[name] != name for name in names):
                     staged.append((vm, seq))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.point import BATCH, Reader
 from workers.store import files, layout
+from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import ALIGN, BLOCK, PACKED, SCRAP, SMALL, ZSTD
 from workers.store.maps import GRANULES, Places
 from workers.store.packs import Blob
@@ -102,7 +103,8 @@ Store = Callable[[Sequence[Blob], memoryview], tuple[int, int]]
 class Lane:
     """One thread's buffers. Used for one segment after the other."""
 
-    def __init__(self, find: Find, store: Store) -> None:
+    def __init__(self, find: Find, store: Store, keys: Keys = PLAIN) -> None:
+        self._keys = keys
         self._find = find
         self._store = store
         self._compress = ZstdCompressor(level=1)
@@ -226,7 +228,7 @@ class Lane:
             self._keep_scraps(work, lines, granules, small)
 
     def _chunks(self, work: Work, chunks: list[tuple[Ints, NDArray[np.uint8]]]) -> None:
-        digests = [layout.digest(data) for _, data in chunks]
+        digests = [self._keys.digest(data) for _, data in chunks]
         for (granules, data), digest, found in zip(chunks, digests, self._find(digests), strict=True):
             if found is not None:
                 work.place(granules, *found, packed=False)
@@ -249,7 +251,7 @@ class Lane:
         data = self._scraps[: self._scrap_count].reshape(-1)
         users = np.concatenate(self._scrap_users)
         self._scrap_users, self._scrap_count = [], 0
-        self._put(work, data, layout.digest(data), users, PACKED)
+        self._put(work, data, self._keys.digest(data), users, PACKED)
 
     def _put(self, work: Work, data: NDArray[np.uint8], digest: bytes, granules: Ints, flags: int) -> None:
         """Compressed into the lane's buffer; raw when that gains nothing."""
@@ -259,11 +261,12 @@ class Lane:
             flags |= ZSTD
         else:
             stored = raw
-        if self._filled + len(stored) > len(self._out) - ALIGN:
+        size = len(stored) + self._keys.room
+        if self._filled + size > len(self._out) - ALIGN:
             self._flush(work)
         self._out[self._filled : self._filled + len(stored)] = stored
-        self._filled += len(stored)
-        pending = Pending(Blob(digest, len(stored), len(raw), flags), [granules])
+        self._filled += size
+        pending = Pending(Blob(digest, size, len(raw), flags), [granules])
         self._pending.append(pending)
         if not flags & PACKED:
             with work.lock:

@@ -7,15 +7,17 @@ import secrets
 import struct
 
 import numpy as np
-from blake3 import blake3
-from numpy.typing import NDArray
 
 from workers.errors import BadInput, StoreDamaged, StoreTooNew
-from workers.store import place
+from workers.store import crypt, place
+from workers.store.crypt import PLAIN, FileKey, Keys
 from workers.store.place import Fd, Path
 
-#: One version for all files. A reader refuses anything above it and reads everything up to it.
+#: The version of all files of a plain store, and of those of an encrypted one that are written alike in both. A reader
+#: refuses anything above what it knows and reads everything up to it.
 FORMAT = 1
+#: The version of what is sealed: an encrypted store's store.json, manifests, packs, files of maps and of moves.
+SEALED = 2
 
 #: A map segment describes this much of a disk. Format, not tuning: the diff relies on equal borders.
 SEGMENT = 1 << 30
@@ -45,7 +47,11 @@ FOOT_MAGIC = b"UStFOOT\0"
 #: magic, version, padding, id of the file, length of the run's name; then the name, zeroes, and the BLAKE3 of the rest
 HEAD = struct.Struct("<8sIIQI")
 HEAD_SIZE = ALIGN
-#: magic, version, records, offset of the trailer, its BLAKE3
+#: sealed: magic, version, padding, id of the file, the file's key; then, sealed, the run's name and zeroes
+SEALED_HEAD = struct.Struct(f"<8sIIQ{crypt.WRAPPED}s")
+#: what the seal of a file's key is for: magic, version, padding, id
+SEALED_FOR = struct.Struct("<8sIIQ")
+#: magic, version, records, offset of the trailer, its BLAKE3 (as it is before it is sealed)
 FOOT = struct.Struct("<8sIIQ32s")
 #: 64 bytes at the very end of a file
 FOOT_SIZE = 64
@@ -82,9 +88,8 @@ INDEX_HEAD_SIZE = 64
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,127}")
 
 
-def digest(data: bytes | memoryview | NDArray[np.uint8]) -> bytes:
-    """BLAKE3-256."""
-    return blake3(data.data if isinstance(data, np.ndarray) else data).digest()
+#: BLAKE3-256 without a key: of what is not content
+digest = PLAIN.digest
 
 
 def fresh_id() -> int:
@@ -112,47 +117,85 @@ def damaged(path: Path, what: str) -> StoreDamaged:
     )
 
 
-def too_new(path: Path, version: int) -> StoreTooNew:
+def too_new(path: Path, version: int, reads: int = FORMAT) -> StoreTooNew:
     return StoreTooNew(
-        f"{path} has format {version}, this program reads up to {FORMAT}: use the version of Understudy that wrote it, "
+        f"{path} has format {version}, this program reads up to {reads}: use the version of Understudy that wrote it, "
         f"or a newer one"
     )
 
 
-def check_magic(path: Path, found: bytes, wanted: bytes, version: int) -> None:
+def check_magic(path: Path, found: bytes, wanted: bytes, version: int, keys: Keys | None = None) -> None:
+    """`keys`: those of the store, for files that an encrypted store seals."""
     if found != wanted:
         raise damaged(path, f"it begins with {found!r} where {wanted!r} belongs")
-    if version > FORMAT:
-        raise too_new(path, version)
+    check_version(path, version, keys)
+
+
+def check_version(path: Path, version: int, keys: Keys | None = None) -> None:
+    reads = FORMAT if keys is None else SEALED
+    if version > reads:
+        raise too_new(path, version, reads)
     if version < 1:
         raise damaged(path, f"it claims format {version}")
+    if keys is not None and (version == SEALED) != keys.sealing:
+        raise damaged(
+            path, "the store is encrypted and it is not" if keys.sealing else "it is encrypted, not the store"
+        )
 
 
-def head(magic: bytes, file_id: int, run: str) -> bytes:
-    """The first 4 KiB of a pack or a file of maps. The run is for people and for prune's good manners."""
+def head(magic: bytes, file_id: int, run: str, keys: Keys = PLAIN) -> tuple[bytes, FileKey | None]:
+    """The first 4 KiB of a pack or a file of maps, and what seals its parts. The run is for people and for prune's
+    good manners."""
     name = run.encode()
-    body = (HEAD.pack(magic, FORMAT, 0, file_id, len(name)) + name).ljust(HEAD_SIZE - 32, b"\0")
-    return body + digest(body)
+    file = keys.new_file(SEALED_FOR.pack(magic, SEALED, 0, file_id))
+    if file is None:
+        body = (HEAD.pack(magic, FORMAT, 0, file_id, len(name)) + name).ljust(HEAD_SIZE - 32, b"\0")
+        return body + digest(body), None
+    opening = SEALED_HEAD.pack(magic, SEALED, 0, file_id, file.wrapped)
+    hidden = (struct.pack("<I", len(name)) + name).ljust(HEAD_SIZE - len(opening) - crypt.TAG, b"\0")
+    return opening + file.seal(hidden, crypt.HEAD, also=opening), file
 
 
-def read_head(path: Path, data: bytes, magic: bytes, file_id: int) -> str:
-    """The run that wrote the file."""
+def read_head(path: Path, data: bytes, magic: bytes, file_id: int, keys: Keys = PLAIN) -> tuple[str, FileKey | None]:
+    """The run that wrote the file, and what opens its parts."""
     if len(data) < HEAD_SIZE:
         raise damaged(path, f"it ends after {len(data)} bytes, within its head")
     found, version, _, named, length = HEAD.unpack_from(data)
-    check_magic(path, found, magic, version)
+    check_magic(path, found, magic, version, keys)
+    if keys.sealing:
+        return _read_sealed_head(path, data, file_id, keys)
     if digest(data[: HEAD_SIZE - 32]) != data[HEAD_SIZE - 32 : HEAD_SIZE]:
         raise damaged(path, "the checksum of its head does not match")
     if named != file_id:
-        raise damaged(path, f"it says to be {named:016x}: the file was renamed or copied over another")
-    return bytes(data[HEAD.size : HEAD.size + length]).decode()
+        raise renamed(path, named)
+    return bytes(data[HEAD.size : HEAD.size + length]).decode(), None
 
 
-def foot(records: int, offset: int, trailer: bytes) -> bytes:
-    return FOOT.pack(FOOT_MAGIC, FORMAT, records, offset, digest(trailer)).ljust(FOOT_SIZE, b"\0")
+def _read_sealed_head(path: Path, data: bytes, file_id: int, keys: Keys) -> tuple[str, FileKey]:
+    *about, wrapped = SEALED_HEAD.unpack_from(data)
+    try:
+        file = keys.file(wrapped, SEALED_FOR.pack(*about))
+        hidden = file.open(data[SEALED_HEAD.size : HEAD_SIZE], crypt.HEAD, also=data[: SEALED_HEAD.size])
+    except crypt.Broken as err:
+        raise damaged(path, "its head is not what was sealed with this store's key") from err
+    if about[-1] != file_id:
+        raise renamed(path, about[-1])
+    (length,) = struct.unpack_from("<I", hidden)
+    return hidden[4 : 4 + length].decode(), file
 
 
-def read_trailer(path: Path, fd: Fd, record: np.dtype) -> np.ndarray:
+def renamed(path: Path, named: int) -> StoreDamaged:
+    return damaged(path, f"it says to be {named:016x}: the file was renamed or copied over another")
+
+
+def ending(records: int, offset: int, trailer: bytes, keys: Keys, file: FileKey | None) -> tuple[bytes, bytes]:
+    """Trailer and foot, as they are written; `offset` is where the trailer begins."""
+    version = FORMAT if file is None else SEALED
+    foot = FOOT.pack(FOOT_MAGIC, version, records, offset, keys.digest(trailer)).ljust(FOOT_SIZE, b"\0")
+    return trailer if file is None else file.seal(trailer, crypt.TRAILER, also=foot), foot
+
+
+def read_trailer(path: Path, fd: Fd, record: np.dtype, keys: Keys = PLAIN, file: FileKey | None = None) -> np.ndarray:
     """The table of what a pack or a file of maps holds, checked."""
     size = place.size_of(fd)
     if size < HEAD_SIZE + FOOT_SIZE:
@@ -161,11 +204,16 @@ def read_trailer(path: Path, fd: Fd, record: np.dtype) -> np.ndarray:
     magic, version, count, offset, wanted = FOOT.unpack_from(last)
     if magic != FOOT_MAGIC:
         raise damaged(path, "it has no trailer: it was cut off, or its writer died before closing it")
-    check_magic(path, magic, FOOT_MAGIC, version)
-    length = count * record.itemsize
+    check_magic(path, magic, FOOT_MAGIC, version, keys)
+    length = count * record.itemsize + keys.room
     if not HEAD_SIZE <= offset <= size - FOOT_SIZE - length:
         raise damaged(path, "its trailer lies outside the file")
     data = place.read_at(fd, length, offset)
-    if len(data) != length or digest(data) != wanted:
+    if file is not None:
+        try:
+            data = file.open(data, crypt.TRAILER, also=last)
+        except crypt.Broken as err:
+            raise damaged(path, "its trailer is not what was sealed with this store's key") from err
+    if len(data) != length - keys.room or keys.digest(data) != wanted:
         raise damaged(path, "the checksum of its trailer does not match")
     return np.frombuffer(data, dtype=record)

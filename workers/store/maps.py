@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import GRANULE, Extents
-from workers.store import files, layout, place
+from workers.store import files, layout, place, sealing
+from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import (
     BLOCK,
     FORMAT,
@@ -84,7 +85,7 @@ MOST_CHANGES = 4096
 EMPTY_MAP = SegmentMap(np.zeros(1, np.uint32), np.zeros(1, np.uint64), np.zeros(0, np.uint64))
 
 
-def encode(segment: SegmentMap, since: Since | None = None) -> bytes:
+def encode(segment: SegmentMap, since: Since | None = None, keys: Keys = PLAIN) -> bytes:
     origin = segment.packs.astype("<u8").tobytes()
     if since is not None:
         parent = since.parent
@@ -93,13 +94,13 @@ def encode(segment: SegmentMap, since: Since | None = None) -> bytes:
     steps = segment.places.astype("<u8").tobytes() + segment.starts.astype("<u4").tobytes()
     steps = steps.ljust(-(-len(steps) // 8) * 8, b"\0")
     counts = (len(segment.starts), len(segment.packs), len(since.starts) if since is not None else 0)
-    digests = (layout.digest(origin)[:16], layout.digest(steps)[:16])
+    digests = (keys.digest(origin)[:16], keys.digest(steps)[:16])
     return SEGMENT_HEAD.pack(layout.SEGMENT_MAGIC, FORMAT, *counts, *digests) + origin + steps
 
 
-def digest_of(body: bytes | memoryview) -> str:
+def digest_of(body: bytes | memoryview, keys: Keys = PLAIN) -> str:
     """For a segment's name."""
-    return layout.digest(body[:SEGMENT_HEAD_SIZE])[:16].hex()
+    return keys.digest(body[:SEGMENT_HEAD_SIZE])[:16].hex()
 
 
 class _Head(NamedTuple):
@@ -109,30 +110,34 @@ class _Head(NamedTuple):
     origin: bytes
     rest: bytes
 
+    @classmethod
+    def of(cls, body: bytes | memoryview) -> _Head:
+        return cls(*SEGMENT_HEAD.unpack_from(body)[2:])
+
     @property
     def places_at(self) -> int:
         return SEGMENT_HEAD_SIZE + 8 * self.packs + (SEGMENT_FROM.size + 8 * self.changes if self.changes else 0)
 
 
-def _read_head(path: Path, name: Name, data: bytes | memoryview) -> _Head:
+def _read_head(path: Path, name: Name, data: bytes | memoryview, keys: Keys) -> _Head:
     """Checked against the name's digest before anything in it is believed."""
-    if len(data) < SEGMENT_HEAD_SIZE or digest_of(data) != name.digest:
+    if len(data) < SEGMENT_HEAD_SIZE or digest_of(data, keys) != name.digest:
         raise layout.damaged(path, f"the map segment at byte {name.offset} is not what it was named after")
-    magic, version, *fields = SEGMENT_HEAD.unpack_from(data)
+    magic, version, *_ = SEGMENT_HEAD.unpack_from(data)
     layout.check_magic(path, magic, layout.SEGMENT_MAGIC, version)
-    return _Head(*fields)
+    return _Head.of(data)
 
 
-def _check(path: Path, name: Name, data: bytes | memoryview, wanted: bytes) -> None:
-    if layout.digest(data)[:16] != wanted:
+def _check(path: Path, name: Name, data: bytes | memoryview, wanted: bytes, keys: Keys) -> None:
+    if keys.digest(data)[:16] != wanted:
         raise layout.damaged(path, f"the map segment at byte {name.offset} is not what its head says")
 
 
-def decode(path: Path, name: Name, body: bytes | memoryview) -> SegmentMap:
-    head = _read_head(path, name, body)
+def decode(path: Path, name: Name, body: bytes | memoryview, keys: Keys = PLAIN) -> SegmentMap:
+    head = _read_head(path, name, body, keys)
     at = head.places_at
-    _check(path, name, body[SEGMENT_HEAD_SIZE:at], head.origin)
-    _check(path, name, body[at : name.length], head.rest)
+    _check(path, name, body[SEGMENT_HEAD_SIZE:at], head.origin, keys)
+    _check(path, name, body[at : name.length], head.rest, keys)
     return SegmentMap(
         np.frombuffer(body, "<u4", head.steps, at + 8 * head.steps),
         np.frombuffer(body, "<u8", head.steps, at),
@@ -187,34 +192,38 @@ def pack_numbers(places: Places) -> NDArray[np.int64]:
 class MapsWriter:
     """One open file of maps."""
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, keys: Keys = PLAIN) -> None:
         self.id = layout.fresh_id()
         self.path = maps_path(folder, self.id)
         self._lock = threading.Lock()
         self._fd: Fd | None = files.open_new(self.path)
         self._records: list[tuple[bytes, int, int]] = []
         self.size = HEAD_SIZE
-        files.write_all(self._fd, layout.head(MAPS_MAGIC, self.id, run), 0)
+        self._keys = keys
+        head, self._sealing = layout.head(MAPS_MAGIC, self.id, run, keys)
+        files.write_all(self._fd, head, 0)
 
     @property
     def empty(self) -> bool:
         return not self._records
 
     def append(self, segment: SegmentMap, since: Since | None = None) -> Name:
-        body = encode(segment, since)
-        name = digest_of(body)
+        body = encode(segment, since, self._keys)
+        name = digest_of(body, self._keys)
+        length = len(body) + sealing.longer(self._sealing)
         with self._lock:
             offset = self.size
-            self._records.append((bytes.fromhex(name), offset, len(body)))
-            self.size += len(body)
+            self._records.append((bytes.fromhex(name), offset, length))
+            self.size += length
         assert self._fd is not None
-        files.write_all(self._fd, body, offset)
-        return Name(name, self.id, offset, len(body))
+        files.write_all(self._fd, sealing.seal(self._sealing, body, _Head.of(body).places_at, offset), offset)
+        return Name(name, self.id, offset, length)
 
     def seal(self) -> None:
-        trailer = np.array(self._records, dtype=MAPPED).tobytes()
+        records = np.array(self._records, dtype=MAPPED).tobytes()
+        trailer, foot = layout.ending(len(self._records), self.size, records, self._keys, self._sealing)
         assert self._fd is not None
-        files.write_all(self._fd, trailer + layout.foot(len(self._records), self.size, trailer), self.size)
+        files.write_all(self._fd, trailer + foot, self.size)
         fd, self._fd = self._fd, None
         files.finish(fd)
 
@@ -227,14 +236,28 @@ class MapsWriter:
 class MapsFile:
     """A file of maps, for reading."""
 
-    def __init__(self, path: Path, file_id: int) -> None:
+    def __init__(self, path: Path, file_id: int, keys: Keys = PLAIN) -> None:
         self.path = path
+        self._keys = keys
         self.fd = files.open_read(path)
-        layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id)
+        _, self._sealed = layout.read_head(path, files.read_all(self.fd, HEAD_SIZE, 0), MAPS_MAGIC, file_id, keys)
+
+    def segment(self, name: Name, data: bytes | memoryview) -> SegmentMap:
+        """Of the bytes that stand there."""
+        return decode(self.path, name, sealing.unseal(self.path, self._sealed, data, name.offset), self._keys)
+
+    def beginning(self, name: Name) -> tuple[bytes, _Head]:
+        """A segment's bytes up to its places, checked."""
+        data = sealing.beginning(self.path, self._sealed, self.fd, name.offset, name.length)
+        head = _read_head(self.path, name, data, self._keys)
+        if head.places_at > len(data):
+            data = files.read_all(self.fd, head.places_at, name.offset)
+        _check(self.path, name, data[SEGMENT_HEAD_SIZE : head.places_at], head.origin, self._keys)
+        return data, head
 
     def segments(self) -> list[tuple[int, int]]:
         """Offset and length of each, by the trailer."""
-        table = layout.read_trailer(self.path, self.fd, MAPPED)
+        table = layout.read_trailer(self.path, self.fd, MAPPED, self._keys, self._sealed)
         return list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
 
     def __del__(self, close: Callable[[Fd], None] = place.close) -> None:
@@ -249,8 +272,9 @@ class Maps:
     KEEP_SEGMENTS = 8
     KEEP_FILES = 32
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, keys: Keys = PLAIN) -> None:
         self.folder = folder
+        self.keys = keys
         self._lock = threading.Lock()
         self._files: OrderedDict[int, MapsFile] = OrderedDict()
         self._segments: OrderedDict[str, SegmentMap] = OrderedDict()
@@ -266,7 +290,7 @@ class Maps:
                 return found
         where = self.parse(name)
         file = self.file(where.file)
-        segment = decode(file.path, where, files.read_all(file.fd, where.length, where.offset))
+        segment = file.segment(where, files.read_all(file.fd, where.length, where.offset))
         with self._lock:
             self._segments[name] = segment
             while len(self._segments) > self.KEEP_SEGMENTS:
@@ -289,7 +313,7 @@ class Maps:
             for _, offset, i in order[first : last + 1]:
                 name = where[i]
                 assert name is not None
-                found[i] = decode(file.path, name, data[offset - start : offset - start + name.length])
+                found[i] = file.segment(name, data[offset - start : offset - start + name.length])
             first = last + 1
         return found
 
@@ -315,15 +339,8 @@ class Maps:
         return Since(Name(digest.hex(), *where), listed[::2], listed[1::2])
 
     def _beginning(self, name: str) -> tuple[bytes, _Head]:
-        """A segment's bytes up to its places, checked."""
         where = self.parse(name)
-        file = self.file(where.file)
-        data = files.read_all(file.fd, min(where.length, 4096), where.offset)
-        head = _read_head(file.path, where, data)
-        if head.places_at > len(data):
-            data = files.read_all(file.fd, head.places_at, where.offset)
-        _check(file.path, where, data[SEGMENT_HEAD_SIZE : head.places_at], head.origin)
-        return data, head
+        return self.file(where.file).beginning(where)
 
     def parse(self, name: str) -> Name:
         try:
@@ -339,7 +356,7 @@ class Maps:
             if file is not None:
                 self._files.move_to_end(file_id)
                 return file
-        file = MapsFile(maps_path(self.folder, file_id), file_id)
+        file = MapsFile(maps_path(self.folder, file_id), file_id, self.keys)
         with self._lock:
             self._files[file_id] = file
             while len(self._files) > self.KEEP_FILES:

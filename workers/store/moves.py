@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.store import files, layout, place
+from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import MOVED, MOVES_MAGIC, PLACE_PACK, PLACE_SLOT
 from workers.store.maps import SegmentMap, dense, from_dense, pack_numbers
 from workers.store.place import Path
@@ -41,23 +42,26 @@ def record(pack: int, slot: int, to: int, live: NDArray[np.bool_]) -> tuple[int,
     return pack, slot, to, np.packbits(live, bitorder="little").tobytes().ljust(_GRANULES // 8, b"\0")
 
 
-def write(folder: Path, pack_id: int, run: str, records: Sequence[tuple[int, int, int, bytes]]) -> None:
+def write(
+    folder: Path, pack_id: int, run: str, records: Sequence[tuple[int, int, int, bytes]], keys: Keys = PLAIN
+) -> None:
     """Durable when it returns."""
     table = np.array(records, dtype=MOVED).tobytes()
-    head = layout.head(MOVES_MAGIC, pack_id, run)
-    files.write_new(moves_path(folder, pack_id), head + table + layout.foot(len(records), len(head), table))
+    head, sealing = layout.head(MOVES_MAGIC, pack_id, run, keys)
+    trailer, foot = layout.ending(len(records), len(head), table, keys, sealing)
+    files.write_new(moves_path(folder, pack_id), head + trailer + foot)
     files.sync_folder(folder)
 
 
-def load(folder: Path, pack_ids: Sequence[int]) -> dict[int, Table]:
+def load(folder: Path, pack_ids: Sequence[int], keys: Keys = PLAIN) -> dict[int, Table]:
     """Old pack -> where its blobs went; where a blob was moved twice, the later of `pack_ids` counts."""
     parts = []
     for pack_id in pack_ids:
         path = moves_path(folder, pack_id)
         fd = files.open_read(path)
         try:
-            layout.read_head(path, files.read_all(fd, layout.HEAD_SIZE, 0), MOVES_MAGIC, pack_id)
-            found = layout.read_trailer(path, fd, MOVED)
+            _, sealed = layout.read_head(path, files.read_all(fd, layout.HEAD_SIZE, 0), MOVES_MAGIC, pack_id, keys)
+            found = layout.read_trailer(path, fd, MOVED, keys, sealed)
         finally:
             place.close(fd)
         parts.append((np.full(len(found), pack_id, np.uint64), found))

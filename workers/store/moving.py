@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from workers.extents import GRANULE
 from workers.store import files, layout, moves
+from workers.store.crypt import Keys
 from workers.store.layout import ALIGN, ZSTD
 from workers.store.packs import Blob, Pack, PackWriter
 from workers.store.place import Path
-from workers.store.read import decode
+from workers.store.read import opened, unpacked
 from workers.store.usage import Used
 
 if sys.version_info >= (3, 14):
@@ -56,8 +57,9 @@ class _Waiting(NamedTuple):
 class Mover:
     """Writes new packs. What `seal` returned is durable, together with its moves."""
 
-    def __init__(self, packs: Path, folder: Path, run: str, pace: Pace) -> None:
+    def __init__(self, packs: Path, folder: Path, run: str, pace: Pace, keys: Keys) -> None:
         self._packs = packs
+        self._keys = keys
         self._folder = folder
         self._run = run
         self._pace = pace
@@ -76,12 +78,13 @@ class Mover:
         sizes = np.diff(used.begins)
         for slots, data in self._read(pack, np.flatnonzero(counts > 0)):
             for slot, stored in zip(slots, data, strict=True):
-                content = decode(pack, slot, stored)  # checked, or damage would get a new name and a new digest
+                packed = opened(pack, slot, stored)
+                content = unpacked(pack, slot, packed)  # checked, or damage would get a new name and a new digest
                 live = used.granules[used.begins[slot] : used.begins[slot + 1]]
                 raw, flags = int(pack.raw[slot]), int(pack.flags[slot])
                 if counts[slot] == sizes[slot] or raw % GRANULE:
                     whole = np.ones(int(sizes[slot]), np.bool_)
-                    self._put(Blob(pack.digest(slot), len(stored), raw, flags), stored, pack.id, slot, whole)
+                    self._put(pack.digest(slot), packed, raw, flags, pack.id, slot, whole)
                 else:
                     kept = np.frombuffer(content, np.uint8).reshape(-1, GRANULE)[live].reshape(-1)
                     self._put_part(kept, flags & ~ZSTD, pack.id, slot, live)
@@ -115,25 +118,36 @@ class Mover:
             flags |= ZSTD
         else:
             stored = raw
-        self._put(Blob(layout.digest(kept), len(stored), len(raw), flags), stored, pack, slot, live)
+        self._put(self._keys.digest(kept), stored, len(raw), flags, pack, slot, live)
 
-    def _put(self, blob: Blob, stored: bytes | memoryview, pack: int, slot: int, live: NDArray[np.bool_]) -> None:
-        if self._filled + len(stored) > len(self._out) - ALIGN or len(self._waiting) >= BLOBS:
+    def _put(
+        self,
+        digest: bytes,
+        packed: bytes | memoryview,
+        raw: int,
+        flags: int,
+        pack: int,
+        slot: int,
+        live: NDArray[np.bool_],
+    ) -> None:
+        size = len(packed) + self._keys.room
+        if self._filled + size > len(self._out) - ALIGN or len(self._waiting) >= BLOBS:
             self._write()
-        self._out[self._filled : self._filled + len(stored)] = stored
-        self._filled += len(stored)
-        self._waiting.append(_Waiting(blob, pack, slot, live))
+        self._out[self._filled : self._filled + len(packed)] = packed
+        self._filled += size
+        self._waiting.append(_Waiting(Blob(digest, size, raw, flags), pack, slot, live))
 
     def _write(self) -> None:
         if not self._waiting:
             return
         if self._pack is None:
-            self._pack = PackWriter(self._packs, self._run)
+            self._pack = PackWriter(self._packs, self._run, self._keys)
         end = -(-self._filled // ALIGN) * ALIGN
         self._out[self._filled : end] = bytes(end - self._filled)
-        first, offset = self._pack.reserve([each.blob for each in self._waiting])
+        blobs = [each.blob for each in self._waiting]
+        first, offset = self._pack.reserve(blobs)
         self._pace.spend(end)
-        self._pack.write(self._out[:end], offset)
+        self._pack.write(self._out[:end], offset, first, blobs)
         self._records += [
             moves.record(each.pack, each.slot, first + number, each.live) for number, each in enumerate(self._waiting)
         ]
@@ -147,7 +161,7 @@ class Mover:
             pack, self._pack = self._pack, None
             pack.seal()
             files.sync_folder(self._packs)
-            moves.write(self._folder, pack.id, self._run, self._records)
+            moves.write(self._folder, pack.id, self._run, self._records, self._keys)
             self._records = []
             self._sealed.append(pack.id)
 

@@ -6,6 +6,7 @@ claimed twice, and a listing that races with commits and retirements can be told
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import json
@@ -18,14 +19,16 @@ from pydantic import ValidationError
 
 from workers.errors import Conflict, NotFound, Refused
 from workers.models import RestorePoint
-from workers.store import files, publishing
-from workers.store.layout import FORMAT, damaged, digest, safe, too_new
+from workers.store import crypt, files, publishing
+from workers.store.crypt import PLAIN, Keys
+from workers.store.layout import FORMAT, SEALED, check_version, damaged, safe, too_new
 from workers.store.place import Path, Remote
 
 
 class Points:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keys: Keys = PLAIN) -> None:
         self.root = root
+        self.keys = keys
 
     def vms(self) -> list[str]:
         """VMs with at least one point."""
@@ -55,7 +58,7 @@ class Points:
         """None when it is retired (or was forgotten)."""
         path = self.path(vm, seq)
         data = self._content(path)
-        return decode(path, data) if data is not None else None
+        return decode(path, data, self.keys) if data is not None else None
 
     @staticmethod
     def _content(path: Path) -> bytes | None:
@@ -65,6 +68,10 @@ class Points:
         except FileNotFoundError:
             return None
         return publishing.content(data) if isinstance(path, Remote) else data
+
+    def encode(self, point: RestorePoint) -> bytes:
+        """The manifest, as it is written."""
+        return encode(point, self.keys)
 
     def retired(self, vm: str, seq: int) -> bool:
         """Also what is not there, or only claimed: there is nothing to be read."""
@@ -123,7 +130,7 @@ class Points:
 
         FileNotFoundError when the run was ended, which takes its notes away.
         """
-        data = encode(point)
+        data = self.encode(point)
         if isinstance(note, Remote):
             target = self.path(point.vm.instance_uuid, point.seq)
             assert isinstance(target, Remote) and not isinstance(beside, pathlib.Path)
@@ -180,7 +187,7 @@ class Points:
         path = self.path(fresh.vm.instance_uuid, fresh.seq)
         if isinstance(staged, Remote):
             assert isinstance(path, Remote)
-            done = publishing.exchange(staged, path, lambda data: decode(path, data) == point)
+            done = publishing.exchange(staged, path, lambda data: decode(path, data, self.keys) == point)
             files.remove(staged)
             return done
         assert isinstance(path, pathlib.Path)
@@ -201,28 +208,43 @@ class Points:
 
 _RETIRED = b'{"format":1,"retired":'
 _LAST = b"\n}\n"
+#: what a sealed manifest's key is for
+_CONTEXT = b"restore point"
 
 
-def encode(point: RestorePoint) -> bytes:
-    """Readable JSON; the digest covers the bytes of the point between the first and the last line break."""
+def encode(point: RestorePoint, keys: Keys = PLAIN) -> bytes:
+    """Readable JSON; the digest covers the bytes of the point between the first and the last line break.
+
+    Sealed, these are what was sealed, in Base64, and the file's key stands in place of the digest.
+    """
     text = point.model_dump_json().encode()
-    return b'{"format":%d,"blake3":"%s","point":\n%s%s' % (FORMAT, digest(text).hex().encode(), text, _LAST)
+    file = keys.new_file(_CONTEXT)
+    if file is None:
+        return b'{"format":%d,"blake3":"%s","point":\n%s%s' % (FORMAT, keys.digest(text).hex().encode(), text, _LAST)
+    sealed = base64.b64encode(file.seal(text, crypt.BODY))
+    return b'{"format":%d,"key":"%s","sealed":\n"%s"%s' % (SEALED, file.wrapped.hex().encode(), sealed, _LAST)
 
 
-def decode(path: Path, data: bytes) -> RestorePoint | None:
+def decode(path: Path, data: bytes, keys: Keys = PLAIN) -> RestorePoint | None:
     """None for a retired point's mark."""
     if data.startswith(_RETIRED):
         return None
     first, _, rest = data.partition(b"\n")
     try:
         head = json.loads(first + b"null}")
-        version, wanted = head["format"], head["blake3"]
+        version = head["format"]
+        if not isinstance(version, int):
+            raise ValueError("its format is no number")
+        check_version(path, version, keys)
+        vouches = bytes.fromhex(head["key" if keys.sealing else "blake3"])
     except (ValueError, KeyError, TypeError) as err:
         raise damaged(path, "its first line is not that of a restore point") from err
-    if not isinstance(version, int) or version > FORMAT:
-        raise too_new(path, version)
     text = rest.removesuffix(_LAST)
-    if not rest.endswith(_LAST) or digest(text).hex() != wanted:
+    if not rest.endswith(_LAST):
+        raise damaged(path, "it was cut off, or something was added to it")
+    if keys.sealing:
+        text = _unsealed(path, text, vouches, keys)
+    elif keys.digest(text) != vouches:
         raise damaged(path, "its digest does not match")
     try:
         point = RestorePoint.model_validate_json(text)
@@ -235,6 +257,15 @@ def decode(path: Path, data: bytes) -> RestorePoint | None:
             path, f"it is restore point {point.id} of VM {point.vm.instance_uuid}: it was moved or copied here"
         )
     return point
+
+
+def _unsealed(path: Path, text: bytes, wrapped: bytes, keys: Keys) -> bytes:
+    try:
+        if text[:1] + text[-1:] != b'""':
+            raise ValueError("no quotes")
+        return keys.file(wrapped, _CONTEXT).open(base64.b64decode(text[1:-1], validate=True), crypt.BODY)
+    except (crypt.Broken, ValueError) as err:
+        raise damaged(path, "it is not what was sealed with this store's key") from err
 
 
 def _sequence(point_id: str) -> int | None:

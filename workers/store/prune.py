@@ -19,6 +19,7 @@ from workers import faults
 from workers.errors import StoreDamaged
 from workers.models import Model
 from workers.store import files, index, layout
+from workers.store.crypt import Keys
 from workers.store.layout import FORMAT, HEAD_SIZE, MAPS_MAGIC, PACK_MAGIC
 from workers.store.maps import Maps, maps_ids, maps_path
 from workers.store.needed import needed
@@ -99,7 +100,7 @@ class Pruner:
 
     def _mark(self) -> None:
         packs, maps = set(pack_ids(self._packs.folder)), set(maps_ids(self._maps.folder))
-        runs = set(self._writers.live())
+        runs, keys = set(self._writers.live()), self._packs.keys
         refs = needed(self._points, self._maps)
         for run in runs & refs.runs:
             # It was killed between its commit and its farewell; a run commits once.
@@ -111,8 +112,8 @@ class Pruner:
         maps -= refs.maps | {file for tomb in old for file in tomb.maps}
         marks = refs.marks - {mark for tomb in old for mark in tomb.marks}
         tomb = Tomb(
-            packs=tuple(sorted(p for p in packs if owner(pack_path(self._packs.folder, p)) not in runs)),
-            maps=tuple(sorted(m for m in maps if owner(maps_path(self._maps.folder, m)) not in runs)),
+            packs=tuple(sorted(p for p in packs if owner(pack_path(self._packs.folder, p), keys) not in runs)),
+            maps=tuple(sorted(m for m in maps if owner(maps_path(self._maps.folder, m), keys) not in runs)),
             marks=tuple(sorted(marks)),
         )
         if tomb.packs or tomb.maps or tomb.marks:
@@ -200,11 +201,11 @@ class Pruner:
         return files.alone(self._root / "prune.lock")
 
 
-def owner(path: Path) -> str:
+def owner(path: Path, keys: Keys) -> str:
     """The run that wrote a file; "" when its head cannot be read, e.g. because it is being written."""
     magic = PACK_MAGIC if path.suffix == ".pack" else MAPS_MAGIC
     try:
-        return layout.read_head(path, files.beginning(path, HEAD_SIZE), magic, int(path.stem, 16))
+        return layout.read_head(path, files.beginning(path, HEAD_SIZE), magic, int(path.stem, 16), keys)[0]
     except (StoreDamaged, FileNotFoundError):
         return ""
 

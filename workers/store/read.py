@@ -16,7 +16,7 @@ from workers.errors import StoreDamaged, Transient
 from workers.extents import GRANULE, Extents
 from workers.models import PointDisk
 from workers.point import Piece
-from workers.store import diff, files, layout
+from workers.store import crypt, diff, files, layout
 from workers.store.layout import PACKED, SEGMENT, ZSTD
 from workers.store.maps import Maps
 from workers.store.packs import Pack, PackCache
@@ -116,7 +116,7 @@ class DiskReader:
             return False
         pack = self._pack(blob[0])
         whole = blob[1] < len(pack) and length == int(pack.raw[blob[1]])
-        return whole and layout.digest(data) == pack.digest(blob[1])
+        return whole and pack.keys.digest(data) == pack.digest(blob[1])
 
     def _rows(self, segment: int, ranges: list[tuple[int, int]]) -> Rows:
         """`ranges` cut at the borders of steps, in the order asked."""
@@ -209,16 +209,29 @@ class DiskReader:
             yield number, content
 
 
+def opened(pack: Pack, slot: int, stored: memoryview) -> memoryview:
+    """A blob without its seal, where the store is encrypted."""
+    try:
+        return pack.opened(slot, stored)
+    except crypt.Broken as err:
+        raise _bad_blob(pack, slot, "is not what was sealed with this store's key") from err
+
+
 def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:
     """The content of a blob, checked against its digest."""
+    return unpacked(pack, slot, opened(pack, slot, stored))
+
+
+def unpacked(pack: Pack, slot: int, packed: memoryview) -> memoryview:
+    """The content of a blob that has no seal (any more), checked against its digest."""
     raw = int(pack.raw[slot])
-    content: memoryview | bytes = stored
+    content: memoryview | bytes = packed
     if pack.flags[slot] & ZSTD:
         try:
-            content = ZstdDecompressor().decompress(stored, raw)
+            content = ZstdDecompressor().decompress(packed, raw)
         except ZstdError as err:
             raise _bad_blob(pack, slot, "does not decompress") from err
-    if len(content) != raw or layout.digest(content) != pack.digest(slot):
+    if len(content) != raw or pack.keys.digest(content) != pack.digest(slot):
         raise _bad_blob(pack, slot, "does not match its digest")
     return memoryview(content)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import threading
@@ -14,8 +13,9 @@ from workers.errors import BadInput, NotFound
 from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
 from workers.settings import StoreSettings, size
-from workers.store import diff, files, layout
+from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
+from workers.store.crypt import PLAIN, Keys
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -40,12 +40,12 @@ class Store:
     has handed out name is not deleted before that, however they are retired or compacted meanwhile.
     """
 
-    def __init__(self, path: Path, store_id: str) -> None:
+    def __init__(self, path: Path, store_id: str, keys: Keys = PLAIN) -> None:
         self.path = path
         self.id = store_id
-        self._maps = Maps(path / "maps")
-        self._packs = PackCache(path / "packs")
-        self._points = Points(path / "points")
+        self._maps = Maps(path / "maps", keys)
+        self._packs = PackCache(path / "packs", keys)
+        self._points = Points(path / "points", keys)
         self._pins = Pins(path / "pins", self._points)
         self._writers = Writers(path / "writers")
         self._readers = Readers(path / "readers")
@@ -73,17 +73,18 @@ class Store:
 
     @classmethod
     def at(cls, place: StoreSettings) -> Store:
-        """The store that is configured so."""
-        return cls.open(configured(place))
+        """The store that is configured so, with its key."""
+        return cls.open(configured(place), place.key())
 
     @classmethod
     def make(cls, place: StoreSettings) -> Store:
-        """As `create`, where it is configured."""
-        return cls.create(configured(place))
+        """As `create`, where it is configured, and with its key."""
+        return cls.create(configured(place), place.key())
 
     @classmethod
-    def create(cls, path: Path) -> Store:
-        """A new store, or the one that is there. `BadInput` when there is something else."""
+    def create(cls, path: Path, key: bytes | None = None) -> Store:
+        """A new store, encrypted when there is a `key`, or the one that is there. `BadInput` when there is something
+        else."""
         path = files.absolute(path)
         files.prove(path)
         with files.room(path):
@@ -91,30 +92,21 @@ class Store:
                 # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (path / "store.json").exists():
-                _create(path)
-        return cls.open(path)
+                _create(path, key)
+        return cls.open(path, key)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Raises `NotFound`, `StoreDamaged`, `StoreTooNew`."""
+    def open(cls, path: Path, key: bytes | None = None) -> Store:
+        """`key` is the wrapping key of an encrypted store. Raises `NotFound`, `WrongKey`, `StoreDamaged`,
+        `StoreTooNew`."""
         path = files.absolute(path)
         files.prove(path)
-        file = path / "store.json"
-        try:
-            data = json.loads(file.read_bytes())
-            version, store_id = data["format"], data["id"]
-            if data.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
-                raise ValueError("its digest does not match")
-        except (FileNotFoundError, NotADirectoryError) as err:
-            raise NotFound(
-                f"there is no store at {path}: check the path and that it is mounted, or make one with "
-                f"`understudy init`"
-            ) from err
-        except (ValueError, KeyError, TypeError) as err:
-            raise layout.damaged(file, "it does not say which store this is") from err
-        if not isinstance(version, int) or version > layout.FORMAT:
-            raise layout.too_new(file, version)
-        return cls(path, str(store_id))
+        found = keyring.read(path)
+        return cls(path, found.id, keyring.keys(path, found, key))
+
+    @property
+    def encrypted(self) -> bool:
+        return self._packs.keys.sealing
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -273,7 +265,7 @@ def configured(place: StoreSettings) -> Path:
     return bucket.at(place.s3, place.cache, size(place.cache_size))
 
 
-def _create(path: Path) -> None:
+def _create(path: Path, key: bytes | None) -> None:
     strangers = [name for name in _entries(path) if name not in _FOLDERS and not name.startswith(".store.json.")]
     used = [name for name in _FOLDERS if name not in strangers and files.there(path / name) and _entries(path / name)]
     if strangers or used:
@@ -285,7 +277,7 @@ def _create(path: Path) -> None:
         files.make_folder(path / name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     store_id = secrets.token_hex(16)
-    data = files.to_json({"format": layout.FORMAT, "id": store_id, "check": _check(store_id), "created": now})
+    data = keyring.fresh(store_id, key, created=now)
     # Two may create at once: the second finds the first one's store.
     with contextlib.suppress(FileExistsError):
         files.write_whole(path / "store.json", data, secrets.token_hex(8))
@@ -294,7 +286,3 @@ def _create(path: Path) -> None:
 
 def _entries(folder: Path) -> list[str]:
     return folder.names("") if isinstance(folder, Remote) else os.listdir(folder)
-
-
-def _check(store_id: object) -> str:
-    return layout.digest(str(store_id).encode())[:8].hex()

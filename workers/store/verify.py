@@ -76,7 +76,7 @@ class Verifier:
         for file in sorted(holding):
             path = maps_path(self._maps.folder, file)
             try:
-                MapsFile(path, file).segments()
+                MapsFile(path, file, self._maps.keys).segments()
             except _PROBLEMS as err:
                 yield f"{err}. Its maps can be read all the same: no restore point is lost by that"
 

@@ -218,7 +218,7 @@ class StoreWriter:
     def _borrow(self, count: int) -> list[Lane]:
         with self._lock:
             lanes, self._lanes = self._lanes[:count], self._lanes[count:]
-        return lanes + [Lane(self._find, self._store) for _ in range(count - len(lanes))]
+        return lanes + [Lane(self._find, self._store, self._packs.keys) for _ in range(count - len(lanes))]
 
     def _finish(self, work: Work, name: str) -> Segment:
         differing = EMPTY
@@ -233,7 +233,7 @@ class StoreWriter:
             how = since(self._maps.parse(name), dense(self._maps.load(name)), work.places) if name else None
             with self._lock:
                 if self._file is None:
-                    self._file = MapsWriter(self._root / "maps", self.run)
+                    self._file = MapsWriter(self._root / "maps", self.run, self._maps.keys)
                 file = self._file
             with self._writing():
                 where = file.append(made, how)
@@ -256,12 +256,12 @@ class StoreWriter:
         with self._lock:
             pack = self._pack
             if pack is None or pack.full:
-                pack = self._pack = PackWriter(self._root / "packs", self.run)
+                pack = self._pack = PackWriter(self._root / "packs", self.run, self._packs.keys)
                 self._busy[pack] = 0
             self._busy[pack] += 1
             slot, offset = pack.reserve(blobs)
         with self._writing():
-            pack.write(data, offset)
+            pack.write(data, offset, slot, blobs)
         with self._lock:
             self._busy[pack] -= 1
             for number, blob in enumerate(blobs):
