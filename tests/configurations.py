@@ -31,10 +31,11 @@ FULL: dict[str, Any] = {
         "cloud": {
             "s3": {
                 "bucket": "b", "prefix": "p/", "endpoint": "https://s3.example.com", "region": "r",
-                "access_key_file": "key", "ca_file": "ca.pem",
+                "access_key_file": "p", "ca_file": "ca.pem",
             },
             "cache": "cache", "cache_size": "20GiB",
         },
+        "cold": {"s3": {"bucket": "c", "access_key_env": "P"}},
     },
     "targets": {
         "dr": {
@@ -59,13 +60,14 @@ FULL: dict[str, Any] = {
             },
         },
         "rest": {
-            "source": "prod", "store": "main", "grace": "10d",
+            "source": "prod", "store": "cloud", "grace": "10d",
             "members": {
                 "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
                 "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],
                 "not": {"power": "off"},
             },
         },
+        "cold": {"source": "prod", "vms": ["cold-*"], "store": "cold"},
     },
     "grace": "30d",
     "flower": {"user": "operator", "password_env": "F"},
