@@ -6,9 +6,7 @@ the current directory names (workers/settings/).
 
 from __future__ import annotations
 
-import gc
 import os
-import threading
 from typing import Any
 
 from celery import Celery
@@ -23,6 +21,7 @@ from workers.catalogue import Catalogue
 from workers.errors import ConfigError
 from workers.run import Here
 from workers.settings import Settings, seconds
+from workers.store import Store
 
 CONTROL = "control"
 
@@ -132,7 +131,9 @@ def configuration(conf: Settings) -> dict[str, Any]:
             "tasks.replicate",
             "tasks.restore",
             "tasks.pairs",
+            "tasks.holds",
             "tasks.verify",
+            "tasks.copy",
             "tasks.dispatch",
             "tasks.maintenance",
         ],
@@ -162,15 +163,8 @@ def _up_to_date(**_: Any) -> None:
                     app.amqp.queues.add(Queue(name, routing_key=name))  # type: ignore[no-untyped-call]
 
 
-#: Redis failed while this process sent to it
-after_an_outage = threading.Event()
-
-
 @task_postrun.connect
 def _let_go(**_: Any) -> None:
-    """Kombu's errors keep the frames of their callers in cycles, and with them a store that is open for reading. An
-    idle worker collects none, and prune waits for every reader: tombstones stood for 180 s and more after an outage.
-    """
-    if after_an_outage.is_set():
-        after_an_outage.clear()
-        gc.collect()
+    """An idle worker reads no store, whatever the last task's errors still hold."""
+    if _in_pool:
+        Store.close_all()

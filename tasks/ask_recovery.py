@@ -1,7 +1,10 @@
-"""Restores and rollbacks on request: shown before, requested, sent, and followed if somebody waits."""
+"""Copies, restores and rollbacks on request: shown before, requested, sent, and followed if somebody waits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from tasks import copy as copy_tasks
 from tasks import show, tables
 from tasks.app import here
 from tasks.ask import request
@@ -9,6 +12,25 @@ from workers import restore as restoring
 from workers import rollback as rolling
 from workers.restore_order import Wish
 from workers.undo import SYNC_POINT
+
+
+def copy(vms: Sequence[str], source: str, to: str, point: str, *, wait: bool, as_json: bool) -> None:
+    request(vms, lambda vm: copy_tasks.request_runs(vm, source, to, point), wait=wait, as_json=as_json)
+
+
+def plan_copy(vms: Sequence[str], source: str, to: str, point: str, *, as_json: bool) -> None:
+    plans = [copy_tasks.plan(vm, source, to, point) for vm in dict.fromkeys(vms)]
+    if as_json:
+        return show.as_json([{**made.model_dump(mode="json"), "bytes": made.bytes} for made in plans])
+    for made in plans:
+        show.say(f"{made.vm}, {made.source} -> {made.to}: {made.reason}")
+        if made.nothing_new:
+            continue
+        show.say(f"the restore point {made.point}, {made.where}; {show.size(made.bytes)} differ from what is there")
+        rows = show.table("disk", "mode", "differs", right=("differs",))
+        for disk in made.disks:
+            rows.add_row(disk.label, disk.mode, show.size(disk.bytes))
+        show.console().print(rows)
 
 
 def restore(wish: Wish, *, wait: bool, as_json: bool) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 
 from kombu.exceptions import KombuError
 
-from tasks.app import adhoc_queue, after_an_outage, app, data_queue, here
+from tasks.app import adhoc_queue, app, data_queue, here
 from workers import dispatch
 from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
+from workers.replica_held import BACK_TO
 from workers.run import Here
+from workers.undo import SYNC_POINT
 
 WORK = {
     RunKind.BACKUP: "understudy.backup.run",
     RunKind.SYNC: "understudy.sync.run",
     RunKind.RESTORE: "understudy.restore.run",
     RunKind.VERIFY: "understudy.verify.run",
+    RunKind.COPY: "understudy.copy.run",
     RunKind.ADOPT: "understudy.adopt.run",
     RunKind.FORGET: "understudy.forget.run",
 }
@@ -28,6 +31,7 @@ HELP = {
     RunKind.BACKUP: "understudy.backup.slice",
     RunKind.SYNC: "understudy.sync.slice",
     RunKind.RESTORE: "understudy.restore.slice",
+    RunKind.COPY: "understudy.copy.slice",
 }
 
 
@@ -63,8 +67,11 @@ def send(runs: Sequence[Run], countdown: float | None = None) -> None:
 
 
 def call_helpers(run: Run, count: int) -> None:
-    """Messages for so many more workers of the run's site. Whoever takes one looks what is left to do."""
-    if run.kind in HELP:
+    """Messages for so many more workers of the run's site. Whoever takes one looks what is left to do.
+
+    What undoes from what was kept reads that in one order: nobody can help.
+    """
+    if run.kind in HELP and run.memory.get(BACK_TO) != SYNC_POINT:
         _publish([(HELP[run.kind], run)] * count)
 
 
@@ -81,7 +88,6 @@ def _publish(messages: Sequence[tuple[str, Run]], countdown: float | None = None
             for task, run in messages:
                 _send(task, run, producer, countdown)
     except (KombuError, OSError, AttributeError) as err:  # kombu's channel may be without its connection just then
-        after_an_outage.set()
         raise BrokerUnreachable(
             f"Redis at {_address()} does not answer ({_short(err)}); {len(messages)} runs stay queued in the catalogue "
             "and go on by themselves when it is back"

@@ -9,6 +9,7 @@ from tasks.dispatch import call_helpers, queue_of, send
 from tasks.waiting import runs_in
 from workers import grace, reaper
 from workers import prune as retention
+from workers.copies import keeper
 from workers.settings import seconds
 
 
@@ -40,8 +41,9 @@ def reap() -> None:
 def prune() -> None:
     """Have each store pruned by a worker of a site that backs up to it; drop what of the history is too old."""
     grace.forget_strangers(here(), here().catalogue.now())
-    sites = {group.store: group.source for group in here().settings.groups.values()}
-    for store, site in sites.items():
+    for store in here().settings.stores:
+        if (site := keeper(here().settings, store)) is None:
+            continue
         prune_store.apply_async(kwargs={"store": store}, queue=data_queue(site), expires=3600)
     here().catalogue.drop_history(seconds(here().settings.tuning.keep_history))
 

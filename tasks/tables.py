@@ -28,6 +28,7 @@ COLOURS = {
     State.APPROVAL_NEEDED: "bold red",
     State.QUARANTINED: "bold red",
     State.VALIDATION_FAILED: "bold red",
+    State.REVERT_FAILED: "bold red",
     State.QUEUED: "cyan",
     State.STARTING: "cyan",
     State.IN_PROGRESS: "cyan",

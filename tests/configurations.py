@@ -22,7 +22,7 @@ FULL: dict[str, Any] = {
     "sites": {
         "prod": {
             "vcenter": "v", "user": "u", "password_file": "p", "ca_file": "ca.pem", "insecure": False,
-            "thumbprint": "AA", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
+            "thumbprint": "AA", "link": "wan", "datastores": {"ds1": "mnt/ds1"}, "worker_rate": "145MB",
         },
         "dr": {"vcenter": "v", "user": "u", "password_env": "P", "datastores": {"ds1": "mnt/ds1"}},
     },
@@ -38,6 +38,14 @@ FULL: dict[str, Any] = {
             "cache": "cache", "cache_size": "20GiB", "key_env": "P",
         },
         "cold": {"s3": {"bucket": "c", "access_key_env": "P"}},
+        "far": {"path": "far", "link": "wan"},
+    },
+    "limits": {"host": 8, "datastore": 4, "vcenter": 0},
+    "links": {
+        "wan": {
+            "rate": "50MB",
+            "windows": [{"from": "08:00", "to": "18:00", "days": "mon-fri", "rate": "10MB", "timezone": "UTC"}],
+        },
     },
     "targets": {
         "dr": {
@@ -53,6 +61,8 @@ FULL: dict[str, Any] = {
             "keep": {
                 "last": 3, "hourly": 24, "daily": 7, "weekly": 4, "monthly": 12, "yearly": 2, "timezone": "UTC",
             },
+            "sources": ["far", "main"],
+            "copy": {"to": "far", "after_backup": True, "schedule": {"every": "1d"}, "keep": {"daily": 30}},
             "backup": {"cron": "30 1 * * *", "timezone": "Europe/Berlin", "jitter": "5m"},
             "replicate": {"after_backup": True, "schedule": {"every": "4h", "jitter": "auto"}},
             "overrides": {

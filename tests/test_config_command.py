@@ -157,7 +157,8 @@ def test_an_address_that_no_catalogue_has_is_a_mistake() -> None:
 
 def test_show_has_every_value_and_where_it_comes_from(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
-    parts = {key: {key: FULL[key]} for key in ("sites", "stores", "targets", "groups", "flower", "tuning")}
+    names = ("sites", "stores", "links", "limits", "targets", "groups", "flower", "tuning")
+    parts = {key: {key: FULL[key]} for key in names}
     parts["top"] = {"redis": FULL["redis"], "catalogue": FULL["catalogue"]}
     for name, part in parts.items():
         (tmp_path / "conf" / f"{name}.toml").write_text(document(part))
@@ -168,6 +169,7 @@ def test_show_has_every_value_and_where_it_comes_from(tmp_path: Path) -> None:
     assert found["sites.prod.datastores.ds1"]["file"].endswith("conf/sites.toml")
     assert (found["tuning.attempts"]["value"], found["tuning.attempts"]["from"]) == (5, "default")
     assert found["tuning.attempts"]["file"] is None
+    assert found["links.wan.windows"]["value"] == FULL["links"]["wan"]["windows"]
     table = understudy("--config", "conf", "config", "show").out
     assert "hunter2" not in table + said.out
     assert any(line.split() == ["tuning.threads", "2", "tuning.threads", "tuning.toml"] for line in table.splitlines())
@@ -267,7 +269,7 @@ def test_every_key_is_described() -> None:
 def test_full_has_every_key() -> None:
     """What is not in it is not fuzzed: add a new key to FULL."""
     either = {"redis_file", "redis_env", "catalogue_file", "catalogue_env"}
-    tables = {"sites", "stores", "targets", "groups", "flower", "tuning"}
+    tables = {"sites", "stores", "links", "limits", "targets", "groups", "flower", "tuning"}
     known = {key.split(".")[-1] for key in _paths_of(FULL)} | either | set(shape.keys(settings.Tuning)) | tables
     assert {key for model in manual.models() for key in shape.keys(model)} - known == set()
 
@@ -277,3 +279,6 @@ def _paths_of(value: Any, above: str = "") -> Iterator[str]:
         for key, inner in value.items():
             yield f"{above}{key}"
             yield from _paths_of(inner, f"{above}{key}.")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _paths_of(inner, f"{above}[].")

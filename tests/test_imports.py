@@ -14,7 +14,7 @@ SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
 PURE = {
     "plan", "policy", "retention", "due", "extents", "membership", "destination", "quarantine", "approval", "state",
-    "spread",
+    "spread", "copies", "sources", "bandwidth",
 }  # fmt: skip
 #: of our own modules, what a pure one may know; of settings only the models, see READERS
 PURE_OWN = {"models", "errors", "extents", "point", "settings"} | PURE

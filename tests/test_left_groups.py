@@ -104,7 +104,7 @@ def test_what_holds_a_point_is_asked_without_reading_all_pairs(here: Here) -> No
         "before_cursor_execute",
         lambda c, cursor, text, parameters, *more: rows.append(len(parameters)) if "FROM pairs" in text else None,
     )
-    assert prune.needed(here, Opened(), "uuid-web-1") == {  # type: ignore[arg-type]
+    assert prune.needed(here, "main", Opened(), "uuid-web-1") == {  # type: ignore[arg-type]
         "p1": ["pinned by replica dr-site/web-01_replica", "pinned by somebody"]
     }
     assert len(original()) == 21 and rows[0] > rows[-1], "the first was about one VM"

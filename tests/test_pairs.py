@@ -256,11 +256,14 @@ def test_the_filters_of_status(here: Here) -> None:
     holding.pause(here, near, **ANN)
     (member,) = dispatch.find(here, "file-1")
     end(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0])
+    here.catalogue.set_failover(near.pair.id, "test running")
     lines = overview(here)
     every = ["file-1/-", "web-1/far", "web-1/near", "web-2/far"]
     for wanted, found in [
         (Filter(), every),
         (Filter(states=("paused", "failed")), ["file-1/-", "web-1/near"]),
+        (Filter(states=("test running",)), ["web-1/near"]),
+        (Filter(states=("none", "revert failed")), ["file-1/-", "web-1/far", "web-2/far"]),
         (Filter(groups=("web",)), ["web-1/far", "web-2/far"]),
         (Filter(sites=("dr",)), ["web-1/far"]),
         (Filter(targets=("near",)), ["web-1/near"]),

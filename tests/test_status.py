@@ -164,6 +164,29 @@ def test_what_people_said_and_what_failed_too_often(
 
 
 @pytest.mark.parametrize(
+    ("kinds", "live", "last", "state"),
+    [
+        pytest.param(["paused"], None, failed("no space"), State.REVERT_FAILED, id="after it had paused the pair"),
+        pytest.param([], None, failed("no space"), State.REVERT_FAILED, id="before that"),
+        pytest.param(["paused"], None, DONE, State.PAUSED, id="it went well"),
+        pytest.param(["paused"], WORKING, failed("no space"), State.IN_PROGRESS, id="once more"),
+        pytest.param(["disabled", "paused"], None, failed("no space"), State.DISABLED, id="switched off since"),
+        pytest.param([], None, failed("touched"), State.TOUCHED, id="touched"),
+        pytest.param([], None, in_a_row(3, "no space"), State.QUARANTINED, id="too often"),
+    ],
+)
+def test_a_rollback_that_failed_is_not_hidden_by_its_pause(
+    kinds: list[str], live: Run | None, last: Ended, state: State
+) -> None:
+    held = {kind: a_hold(HoldKind(kind)) for kind in kinds}
+    given = {"held": held, "tuning": settings.Tuning()}
+    found = status(a_pair(), a_point(2), a_sync(2), live, last, NOW, back=True, **given)
+    assert found.state is state
+    assert state is not State.REVERT_FAILED or (found.sentence == "it broke" and found.problem)
+    assert status(a_pair(), a_point(2), a_sync(2), live, last, NOW, **given).state is not State.REVERT_FAILED
+
+
+@pytest.mark.parametrize(
     ("pair", "newest", "synced", "live", "kinds", "state", "late"),
     [
         pytest.param(a_pair(), a_point(2), a_sync(2, age=3 * HOUR), None, [], State.IN_SYNC, None, id="within"),

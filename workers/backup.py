@@ -21,6 +21,7 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
+from workers.links import toll
 from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, Shared, execute, storage_in_words
@@ -75,7 +76,7 @@ def _backup(live: Live) -> RunReport:
             live.note(reason)
             return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
         try:
-            with store.writer(live.run.id) as writer, _given_up(live, store, session, uuid):
+            with store.writer(live.run.id, toll(live, store_name)) as writer, _given_up(live, store, session, uuid):
                 report = sync(point, Chain(live, store, store_name, writer, point, newest), live)
             break
         except SnapshotLost as err:
@@ -101,7 +102,7 @@ def _help(live: helper.Helper) -> None:
     session = connect(live.run.site, live.here.settings.site(live.run.site))
     point = template_point.take(live, session, uuid, quiesce=False)  # the one that is there: a helper makes none
     try:
-        with store.writer(live.run.id) as writer:
+        with store.writer(live.run.id, toll(live, store_name)) as writer:
             chain = Chain(live, store, store_name, writer, point, newest)
             bring_over(point, chain, live, chain.take())
     finally:

@@ -27,6 +27,13 @@ class Claims:
         self._lost = threading.Event()
         #: (disk, start) of what we have claimed and neither finished nor let go
         self._held: set[tuple[str, int]] = set()
+        #: whether it has places on a host, a datastore, a vCenter; and keeps them for the run's next message
+        self.placed = self.stays = False
+
+    @property
+    def place_holder(self) -> str:
+        """Who has the places: the run, so that its next message finds them."""
+        return self.run.id
 
     def recall(self, key: str) -> str | None:
         return self._memory.get(key)
@@ -90,6 +97,9 @@ class Claims:
             self._held.clear()
             with suppress(UnderstudyError):
                 self.here.catalogue.release_slices(self.run.id, self.owner)
+        if self.placed and not self.stays:
+            with suppress(UnderstudyError):
+                self.here.catalogue.leave_places(self.place_holder)
 
     def all_finished(self) -> bool:
         return all(part.finished for part in self.here.catalogue.slices(self.run.id))

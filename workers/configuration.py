@@ -52,9 +52,10 @@ def remarks(settings: Settings) -> list[Remark]:
 def _unused(settings: Settings) -> Iterator[Remark]:
     groups = settings.groups.values()
     aims = {aim for group in groups for aim in group.targets}
+    copies = {group.copying.to for group in groups if group.copying is not None}
     used = {
         "targets": (aims, "no group has this recovery target: nothing is replicated to it"),
-        "stores": ({group.store for group in groups}, "no group has this store: nothing is backed up to it"),
+        "stores": ({group.store for group in groups} | copies, "no group has this store: nothing is backed up to it"),
         "sites": (
             {group.source for group in groups} | {target.site for target in settings.targets.values()},
             "no group and no recovery target has this site",

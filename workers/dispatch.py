@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from workers import backup, due, quarantine, replicate, scrub, store_scrub, verify
+from workers import backup, copy, due, quarantine, replicate, scrub, sources, store_scrub, verify
 from workers.destination import governing, name_of_member
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.members import Member as Member
@@ -215,8 +215,8 @@ class _Tick:
         catalogue = here.catalogue
         self.here = here
         self.now = now
-        self.used = {kind: catalogue.used_slots(kind) for kind in (RunKind.BACKUP, RunKind.SYNC)}
-        self.newest = {(p.store, p.vm): p.id for p in catalogue.newest_points()}
+        self.used = {kind: catalogue.used_slots(kind) for kind in (RunKind.BACKUP, RunKind.SYNC, RunKind.COPY)}
+        self.newest = {(p.store, p.vm): p for p in catalogue.newest_points()}
         self.held_by = {p.pair: p for p in catalogue.latest_sync_points()}
         self.scrubs = catalogue.scrubs()
         self.pairs = {(pair.source, pair.recovery_target): pair for pair in catalogue.pairs()}
@@ -282,16 +282,36 @@ def _due_of(tick: _Tick, member: Member) -> None:
         lambda trigger, slot: request_backup(tick.here, member, trigger, slot),
         _slots(group.backup, uuid, tick.used[RunKind.BACKUP].get(chain), tick.now),
     )
+    _copy_due(tick, member)
     pair = pair_of(tick.here, member, tick.pairs)
     if pair is None:
         return
-    point, target = tick.newest.get((group.store, uuid)), replicate.target_of(pair.id)
+    target = replicate.target_of(pair.id)
     slots = _slots(group.replicate.schedule, uuid, tick.used[RunKind.SYNC].get(target), tick.now)
     held = tick.held_by.get(pair.id)
+    groups = [tick.here.settings.groups[name] for name in member.groups]
+    at = sources.newest_of(
+        groups, member.target, group.store, lambda store: tick.newest.get((store, uuid)), held, tick.now
+    )
+    point = at.id if at is not None else None
     if group.replicate.after_backup and point is not None and (held is None or held.point != point):
         slots.append((Trigger.AFTER_BACKUP, after(point)))
     tick.start(target, lambda trigger, slot: request_sync(tick.here, pair, trigger, slot), slots)
     tick.compare(member, pair)
+
+
+def _copy_due(tick: _Tick, member: Member) -> None:
+    uuid, group, copying = member.vm.identity.instance_uuid, member.group, member.group.copying
+    if copying is None:
+        return
+    point, copied = tick.newest.get((group.store, uuid)), tick.newest.get((copying.to, uuid))
+    if point is None:
+        return
+    target = backup.target_of(copying.to, uuid)
+    slots = _slots(copying.schedule, uuid, tick.used[RunKind.COPY].get(target), tick.now)
+    if copying.after_backup and (copied is None or copied.id != point.id):
+        slots.append((Trigger.AFTER_BACKUP, after(point.id)))
+    tick.start(target, lambda trigger, slot: copy.request_due(tick.here, member, trigger, slot), slots)
 
 
 def _slots(schedule: Schedule | None, uuid: str, last: str | None, now: datetime) -> list[tuple[Trigger, str]]:
@@ -309,12 +329,13 @@ def after(point: str) -> str:
 
 def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
     """The runs that a finished backup sets off at once; a tick would find them too."""
-    fresh = []
+    fresh = copy.after_backup(here, uuid, store, after(point), lambda target: _may_follow(here, target))
     for member in members_of(here, uuid):
-        if member.group.store == store and member.group.replicate.after_backup:
+        first = (*member.group.sources, member.group.store)[0]
+        if first == store and member.group.replicate.after_backup:
             try:
                 pair = pair_of(here, member)
-                if pair is not None and _may_follow(here, pair):
+                if pair is not None and _may_follow(here, replicate.target_of(pair.id)):
                     run, created = request_sync(here, pair, Trigger.AFTER_BACKUP, after(point))
                     fresh += [run] if created else []
             except UnderstudyError as err:  # one target's trouble must not keep the others waiting
@@ -322,9 +343,8 @@ def after_backup(here: Here, uuid: str, store: str, point: str) -> list[Run]:
     return fresh
 
 
-def _may_follow(here: Here, pair: Pair) -> bool:
-    """Whether nobody holds the pair and it is not set aside."""
-    target = replicate.target_of(pair.id)
+def _may_follow(here: Here, target: str) -> bool:
+    """Whether nobody holds it and it is not set aside."""
     held = {str(kind): said for kind, said in here.catalogue.holds(target).get(target, {}).items()}
     last = next(iter(here.catalogue.latest_ended(target, uncounted=quarantine.UNCOUNTED)), None)
     return quarantine.turn(held, last, here.settings.tuning, here.catalogue.now())[0] is not Turn.SKIP

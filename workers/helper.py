@@ -25,6 +25,11 @@ class NotAsLeft(Exception):
 class Helper(Live):
     """An execution that has claims of slices at most, never of their run."""
 
+    @property
+    def place_holder(self) -> str:
+        """Each helper for itself: it is a worker more."""
+        return self.owner
+
     def remember(self, **memory: str | None) -> None:
         raise NotAsLeft
 

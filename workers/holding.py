@@ -109,7 +109,7 @@ class _Known:
             for member in dispatch.find(self.here, name):
                 made = dispatch.pair_of(self.here, member, self.pairs)
                 found += [_replica(made)] if made is not None else []
-                found.append(_backups(member))
+                found += _chains(member)
         except (NotFound, BadInput):
             if len(uuids) > 1 or not left:
                 raise
@@ -121,7 +121,7 @@ class _Known:
         for name in names:
             found: list[Subject] = []
             for member in (each for each in members if each.name == name):
-                found.append(_backups(member))
+                found += _chains(member)
                 try:
                     pair = dispatch.pair_of(self.here, member, self.pairs)
                 except UnderstudyError as err:
@@ -131,10 +131,22 @@ class _Known:
             yield name, found
 
 
-def _backups(member: dispatch.Member) -> Subject:
-    who, store = member.vm.identity, member.group.store
-    target = backup.target_of(store, who.instance_uuid)
-    return Subject(vm=who.name, source=who.instance_uuid, store=store, what=f"the backups to {store}", target=target)
+def _chains(member: dispatch.Member) -> list[Subject]:
+    """Its restore points, and their copies."""
+    who, group = member.vm.identity, member.group
+    whats = {group.store: f"the backups to {group.store}"}
+    if group.copying is not None:
+        whats[group.copying.to] = f"the copies to {group.copying.to}"
+    return [
+        Subject(
+            vm=who.name,
+            source=who.instance_uuid,
+            store=store,
+            what=what,
+            target=backup.target_of(store, who.instance_uuid),
+        )
+        for store, what in whats.items()
+    ]
 
 
 def _replica(pair: Pair) -> Subject:
@@ -149,7 +161,7 @@ def _policy(here: Here, subject: Subject) -> approval.Policy:
     def concerns(group: Group) -> bool:
         if subject.pair is not None:
             return subject.pair.recovery_target in group.targets
-        return group.store == subject.store
+        return bool(group.kept_in(subject.store))
 
     return approval.strictest(policies_of(here, subject.source, concerns))
 

@@ -18,10 +18,12 @@ def clean_up(here: Here, run_id: str) -> None:
     ended = here.catalogue.run(run_id)
     if ended.live:
         raise Refused(f"the {ended.kind} {run_id} of {ended.vm} is {ended.state}: what it has made is in use")
-    if ended.kind not in (RunKind.BACKUP, RunKind.RESTORE):
+    if ended.kind not in (RunKind.BACKUP, RunKind.RESTORE, RunKind.COPY):
         return  # the others leave nothing that is not the target's own
     if ended.kind is RunKind.RESTORE:
         _unpin(here, ended)
+    elif ended.kind is RunKind.COPY:
+        _end_copy(here, ended)
     else:
         _remove_snapshot(here, ended)
     here.catalogue.cleaned(run_id)
@@ -38,6 +40,17 @@ def _remove_snapshot(here: Here, ended: Run) -> None:
         changes.tidy(session, found.identity.moref)
     if store_name in here.settings.stores:
         Store.at(here.settings.store(store_name)).abandon(ended.id)
+
+
+def _end_copy(here: Here, ended: Run) -> None:
+    """Its pin in the source store, and what it wrote to the other one: until prune, that serves the next copy."""
+    _, to, uuid = ended.target.split(":", 2)
+    source, point = ended.memory.get("from", ""), ended.memory.get("point")
+    if source in here.settings.stores and point is not None:
+        store = Store.at(here.settings.store(source))
+        store.unpin(uuid, point, holder(here.catalogue.realm, ended.id))
+    if to in here.settings.stores:
+        Store.at(here.settings.store(to)).abandon(ended.id)
 
 
 def _unpin(here: Here, ended: Run) -> None:

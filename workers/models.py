@@ -49,8 +49,7 @@ class Disk(Model):
     #: vSphere's diskMode: persistent, independent_persistent, ...
     mode: str = "persistent"
     thin: bool = True
-    #: thick, and zeroed when it was made
-    eager: bool = False
+    eager: bool = False  # thick, and zeroed when it was made
     #: "[datastore] folder/file.vmdk" of the disk described (live, or frozen in a snapshot)
     file: str
     #: backing.contentId: same id and not being written = same data (vSphere API, FlatVer2 backing)
@@ -177,10 +176,10 @@ class RestorePoint(Model):
     restored: str = ""
     host_build: str = ""
     config: VmConfig
-    #: base64, where it could be read
-    nvram: str | None = None
+    nvram: str | None = None  # base64, where it could be read
     disks: tuple[PointDisk, ...]
     notes: tuple[str, ...] = ()
+    copied_from: str = ""  # the id of the store that it was copied from; "" = it was made in this one
 
 
 class Cursor(Model):
@@ -280,6 +279,7 @@ class RunKind(StrEnum):
     SYNC = "sync"
     RESTORE = "restore"
     VERIFY = "verify"
+    COPY = "copy"
     ADOPT = "adopt"
     FORGET = "forget"
 

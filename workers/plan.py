@@ -179,9 +179,11 @@ def decide(
     store: str,
     compare: str | None = None,
     back_to: str | None = None,
+    several: bool = False,
 ) -> Decision:
     """How to go to the newest of `points` (ordered by seq), or to the one of them that a person named (`back_to`).
 
+    `several`: the points are in several stores, and a point is the same in each: its id says so.
     `compare`: a reason not to trust the cursor. A difference has no direction, so the way back is the way forward.
     """
     if not points:
@@ -194,7 +196,7 @@ def decide(
     known = {p.id: p for p in points}
     if len(cursor.targets) >= MOST_TARGETS and newest.id not in cursor.targets:
         return Decision("compare", f"{len(cursor.targets)} syncs to other restore points stopped half way")
-    if cursor.store != store:
+    if cursor.store != store and not several:
         return Decision("compare", "the restore points come from another store than at the last sync")
     if cursor.state == "committed" and cursor.base == newest.id:
         which = "newest restore point" if back_to is None else "restore point"

@@ -96,7 +96,7 @@ def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep
     """Retire what of one VM none of `rules` keeps and nobody holds; without rules nothing. The catalogue follows."""
     points = opened.points(uuid)
     gone, troubles = [], []
-    for point in retention.expired(points, rules, needed(here, opened, uuid)):
+    for point in retention.expired(points, rules, needed(here, name, opened, uuid)):
         try:
             if not dry_run:
                 opened.retire(uuid, point.id)
@@ -118,14 +118,26 @@ def retire(here: Here, name: str, opened: Store, uuid: str, rules: Sequence[Keep
     )
 
 
-def needed(here: Here, opened: Store, uuid: str) -> dict[str, list[str]]:
-    """Point -> who holds it, in words: the pins in the store, which are what counts."""
+def needed(here: Here, name: str, opened: Store, uuid: str) -> dict[str, list[str]]:
+    """Point -> who holds it, in words: the pins in the store, which are what counts; and what the next copy builds on,
+    or it would have to look at all of the disks."""
     pairs = here.catalogue.pairs(uuid)
     replicas = {f"{here.catalogue.realm}:{pair.id}": f"replica {_replica(pair)}" for pair in pairs}
-    return {
+    found = {
         point: sorted(f"pinned by {replicas.get(holder, holder)}" for holder in holders)
         for point, holders in opened.pins(uuid).items()
     }
+    for to in sorted(_copied_to(here, name, uuid)):
+        for point in here.catalogue.points(uuid, to)[-1:]:
+            found.setdefault(point.id, []).append(f"the next copy to {to} builds on it")
+    return found
+
+
+def _copied_to(here: Here, name: str, uuid: str) -> set[str]:
+    if not any(group.copying is not None and group.store == name for group in here.settings.groups.values()):
+        return set()
+    inside = groups_of(here, uuid).values()
+    return {group.copying.to for group in inside if group.copying is not None and group.store == name}
 
 
 class Rules:
@@ -165,11 +177,11 @@ def _keeps(
     settings: Settings, store: str, inside: Sequence[Group], left: Sequence[tuple[Membership, datetime]]
 ) -> list[Keep]:
     """`left`: the groups that the VM left, each with until when it is known to be away."""
-    covering = [group.keep for group in inside if group.store == store]
+    covering = [keep for group in inside for keep in group.kept_in(store)]
     former = [(settings.groups.get(row.group), kept_until(settings, row) > seen) for row, seen in left]
     if any(group is None and runs for group, runs in former):
         return []  # what a group kept that is not configured any more is not known
-    mine = [(group.keep, runs) for group, runs in former if group is not None and group.store == store]
+    mine = [(keep, runs) for group, runs in former if group is not None for keep in group.kept_in(store)]
     running = [keep for keep, runs in mine if runs]
     if covering:
         return [*covering, *running]
@@ -177,8 +189,15 @@ def _keeps(
 
 
 def _tell_catalogue(here: Here, name: str, uuid: str, points: Sequence[RestorePoint]) -> None:
-    """Whoever made or retired a point may have died before it could say so."""
-    known = {point.id for point in here.catalogue.points(uuid, name)}
+    """Whoever made or retired a point may have died before it could say so. And the store may have had another name:
+    what a name held that is not configured any more, and is here, is the same.
+    """
+    lines = here.catalogue.points(uuid)
+    known = {line.id for line in lines if line.store == name}
+    same = {(point.id, point.run) for point in points}
+    for line in lines:
+        if line.store not in here.settings.stores and (line.id, line.run) in same:
+            here.catalogue.drop_point(line.store, uuid, line.id)
     for point in points:
         if point.id not in known:
             here.catalogue.record_point(name, point)

@@ -68,7 +68,7 @@ def _unclean(here: Here) -> list[Run]:
         if run.site in here.settings.sites:
             found.append(run)
             continue
-        what = "pin in the store" if run.kind is RunKind.RESTORE else "snapshot in vCenter"
+        what = "pin in the store" if run.kind in (RunKind.RESTORE, RunKind.COPY) else "snapshot in vCenter"
         here.catalogue.note(
             run.id,
             f"its {what} may still be there: the site {run.site} is not in the configuration any more; remove "

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from workers import plan
+from workers import plan, sources
 from workers.beginning import Beginning, find_existing, of_existing, of_seed
 from workers.destination import of_pair
 from workers.disks.file import Descriptor, datastore_file
-from workers.errors import Foreign, NotFound
+from workers.errors import Foreign, NotFound, Transient, UnderstudyError
 from workers.extents import Extents
 from workers.members import last_groups_of
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, SyncPlan, VmState
@@ -27,6 +27,9 @@ CURSOR = "understudy.cursor"
 class Replica:
     """One consistent look at a pair: restore points, the replica and its cursor, and how to go on from there."""
 
+    #: whether it is about the point that the replica holds, and no newer one
+    _stays = False
+
     def __init__(
         self,
         here: Here,
@@ -36,10 +39,17 @@ class Replica:
         discard: bool = False,
         full: str | None = None,
         back_to: str | None = None,
+        source: str | None = None,
     ) -> None:
+        """`source`: the store that an earlier message of the run has read."""
         self.here = here
         self.pair = pair
-        self.place = of_pair(here.settings, pair, last_groups_of(here, pair.source))
+        groups = last_groups_of(here, pair.source)
+        self.place = of_pair(here.settings, pair, groups)
+        self._order = sources.order(groups.values(), pair.recovery_target, pair.store)
+        self._rpo = sources.rpo(groups.values(), pair.recovery_target, pair.store)
+        #: the store that is read, one of those that have the VM's restore points
+        self.source = source if source in self._order else self._order[0]
         self.site = here.settings.site(pair.site)
         self.points, self.goal = self._goals(goal, back_to)
         self.session: Session = connect(pair.site, self.site)
@@ -55,14 +65,43 @@ class Replica:
 
     @cached_property
     def store(self) -> Store:
-        return Store.at(self.here.settings.store(self.pair.store))
+        return Store.at(self.here.settings.store(self.source))
 
     def _goals(self, goal: str | None, back_to: str | None) -> tuple[list[RestorePoint], RestorePoint | None]:
         """The restore points that count, and the one to go to: the newest, or the one that a person named."""
+        if len(self._order) > 1:
+            self._choose_source(back_to or goal or (self._held() if self._stays else None))
         points = self._up_to(self.store.points(self.pair.source), goal if back_to is None else None)
         if back_to is not None:
             return points, self._named(points, back_to)
         return points, points[-1] if points else None
+
+    def _choose_source(self, wanted: str | None) -> None:
+        """Which of several stores is read (workers/sources.py). A run stays with one as long as it can be read."""
+        held = self._held()
+        stores = [self.source, *(name for name in self._order if name != self.source)]
+        choice = sources.choose(
+            stores,
+            lambda name: look(self.here, name, self.pair.source),
+            held=held,
+            now=self.here.catalogue.now(),
+            rpo=self._rpo,
+            wanted=(wanted,) if wanted is not None else (),
+        )
+        if choice.store is None:
+            raise Transient(f"none of the stores can be read that {self.pair.vm} is replicated from: {choice.reason}")
+        self.source = choice.store
+        if choice.reason:
+            self._note(choice.reason)
+
+    def _held(self) -> str | None:
+        """The newest point that may be on the replica's disks, as the catalogue mirrors its cursor."""
+        synced, half = (
+            self.here.catalogue.sync_point(self.pair.id),
+            self.here.catalogue.half_applied().get(self.pair.id),
+        )
+        points = [*([synced.point] if synced is not None else []), *([half.toward] if half is not None else [])]
+        return max(points, key=sources.number, default=None)
 
     def _judge(self, discard: bool, full: str | None, back_to: str | None) -> plan.Decision:
         """Is it ours and untouched, and which way does it go on? Nothing has been written before this is answered."""
@@ -71,7 +110,14 @@ class Replica:
             self.beginning = of_seed(self.session, self.site.datastores, self.pair, self.place, self.goal)
         if self.beginning is not None:
             return plan.Decision("compare", self.beginning.reason)
-        return plan.decide(self.cursor, self.points, store=self.store.id, compare=self.doubt or full, back_to=back_to)
+        return plan.decide(
+            self.cursor,
+            self.points,
+            store=self.store.id,
+            compare=self.doubt or full,
+            back_to=back_to,
+            several=len(self._order) > 1,
+        )
 
     def _prove_ours(self, discard: bool) -> None:
         """A replica that is there is ours, off, and as we left it; else there is a doubt, or an error."""
@@ -98,7 +144,7 @@ class Replica:
         found = next((p for p in points if p.id == wanted), None)
         if found is None:
             raise NotFound(
-                f"the restore point {wanted} of {self.pair.vm} is not in the store {self.pair.store} any more; nothing "
+                f"the restore point {wanted} of {self.pair.vm} is not in the store {self.source} any more; nothing "
                 f"was written. It has {', '.join(p.id for p in points) or 'none'}"
             )
         return found
@@ -187,6 +233,16 @@ class Replica:
                 todo = todo | self.store.diff(before, part)
             result[part.disk.id] = todo
         return result
+
+
+def look(here: Here, store: str, vm: str) -> sources.Seen:
+    """A store with a VM's restore points, as it is found from here."""
+    try:
+        return sources.Seen(store, Store.at(here.settings.store(store)).points(vm))
+    except UnderstudyError as err:
+        return sources.Seen(store, why=str(err))
+    except OSError as err:
+        return sources.Seen(store, why=f"{err.filename or store}: {err.strerror}")
 
 
 def descriptor_cids(state: VmState, datastores: Mapping[str, Path]) -> dict[str, str]:

@@ -22,6 +22,9 @@ from workers.vsphere import inventory, replica, snapshots
 #: in a run's memory: the restore point that a person named; without it a sync goes to the newest
 BACK_TO = "back to"
 
+#: in a run's memory: the store that it reads, where it has the choice
+SOURCE = "source"
+
 #: begins the reason of a pause that keeps a replica at the point that a person named
 ROLLED_BACK = "rolled back to "
 
@@ -42,6 +45,7 @@ class HeldReplica(Replica):
             discard=live.recall("discard") is not None,
             full=live.recall("full"),
             back_to=live.recall(BACK_TO),
+            source=live.recall(SOURCE),
         )
 
     def _note(self, reason: str) -> None:
@@ -91,10 +95,15 @@ class HeldReplica(Replica):
     def _over(self) -> None:
         """The replica is committed and sealed: what was kept of its older content goes."""
         assert self.state is not None
-        self.here.catalogue.applied(self.pair.id)
-        realm = self.here.catalogue.realm
-        for sentence in undo_kept.clear(self.site.datastores, self.state, realm=realm, pair=self.pair.id):
+        self.live.check()  # who slept here would take away what a newer run keeps by now
+        half = self.here.catalogue.half_applied().get(self.pair.id)
+        realm, pair = self.here.catalogue.realm, self.pair.id
+        for sentence in undo_kept.clear(self.site.datastores, self.state, realm=realm, pair=pair):
             self._note(sentence)
+        if half is not None and half.undo:  # of the replica before this one, where that was deleted half-applied
+            for sentence in undo_kept.clear_gone(self.site.datastores, half.undo, realm=realm, pair=pair):
+                self._note(sentence)
+        self.here.catalogue.applied(self.pair.id)
         faults.at("undo.cleared")
 
     def _seal(self, cursor: Cursor) -> None:
@@ -206,10 +215,12 @@ class HeldReplica(Replica):
         return f"{self.here.catalogue.realm}:{self.pair.id}"
 
     def _unpin_others(self, kept: str) -> None:
+        self.live.check()  # who slept here would take the pin from what a newer run goes to by now
         for point, holders in self.store.pins(self.pair.source).items():
             if point != kept and self._holder() in holders:
                 self.store.unpin(self.pair.source, point, self._holder())
-        unpin_elsewhere(self.here, self.pair, kept=self.store.id)
+        others = {name for name in self._order if name != self.source}
+        unpin_elsewhere(self.here, self.pair, self.source, kept=self.store.id, hold=kept, also=others)
 
     def _witness(self, cursor: Cursor) -> str:
         """What a revert in vSphere can not take back, in the custom attribute (at most 255 characters)."""

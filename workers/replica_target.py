@@ -16,6 +16,7 @@ from workers.errors import Refused, Touched
 from workers.extents import Extents
 from workers.members import policies_of
 from workers.models import Cursor, Disk, HardwareChange, RunReport, Slice, SyncPlan, VmConfig
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import BACK_TO, nonce
 from workers.replica_new import COMPARE_WORDS, NewReplica
@@ -207,7 +208,7 @@ class ReplicaTarget(NewReplica):
         It is kept from the first write after a commit, or not at all: what was overwritten before is lost.
         """
         assert self.state is not None
-        why = undo_kept.reason(self.here.settings, self.pair)
+        why = undo_kept.reason(self.here.settings, self.pair, self.source)
         if old.state == "applying":
             lost = "it is not wanted" if why is None else self.doubt
             lost = lost or undo_kept.lost(self.site.datastores, self.state, old.undo)
@@ -323,7 +324,10 @@ class ReplicaTarget(NewReplica):
             with closing(self._opened(disk, part)) as destination:
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                    gentle(
+                        slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                        self.live,
+                    ),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -37,6 +37,7 @@ class VerifiedReplica(ReplicaTarget):
 
     #: bytes that could not be compared since the round's place was last written
     _unread = 0
+    _stays = True
 
     def _judge(self, discard: bool, full: str | None, back_to: str | None) -> plan.Decision:
         if self.state is None:
@@ -46,11 +47,11 @@ class VerifiedReplica(ReplicaTarget):
         if base is not None and all(p.id != base for p in self.points):
             raise NotFound(
                 f"the replica {self.pair.replica_name} holds the restore point {base}, which is not in the store "
-                f"{self.pair.store} any more: there is nothing to compare it with. The next sync makes another one"
+                f"{self.source} any more: there is nothing to compare it with. The next sync makes another one"
             )
         super()._judge(False, None, None)  # is it ours, and has nobody touched it?
         assert self.cursor is not None
-        if self.cursor.store != self.store.id:
+        if self.cursor.store != self.store.id and len(self._order) == 1:
             raise Refused(
                 f"the replica {self.pair.replica_name} was synced from another store than {self.pair.store} is now; "
                 "the next sync compares every block, so nothing was compared here"
@@ -282,8 +283,8 @@ class VerifiedReplica(ReplicaTarget):
         if (unread := self.live.recall(UNREAD)) is not None:
             raise StoreDamaged(
                 f"{unread} bytes of the replica {self.pair.replica_name} could not be compared with {self.goal.id}: "
-                f"the store {self.pair.store} is damaged there (this run's reasons name it); nothing else differs. "
-                f"`understudy store verify {self.pair.store} --deep` names all of it and says what to do"
+                f"the store {self.source} is damaged there (this run's reasons name it); nothing else differs. "
+                f"`understudy store verify {self.source} --deep` names all of it and says what to do"
             )
         why = f"what was compared of {self.pair.replica_name} is what {self.goal.id} says"
         self._note(why)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from workers import helper
+from workers import helper, places
+from workers.links import toll
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
-from workers.replica_held import BACK_TO, ROLLED_BACK, stay_there
+from workers.replica_held import BACK_TO, ROLLED_BACK, SOURCE, stay_there
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live, execute
 from workers.stored_point import StoredPoint
@@ -42,8 +43,9 @@ def _replicate(live: Live) -> RunReport:
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
     if target.goal is not None:
-        live.remember(point=target.goal.id)
-    return sync(StoredPoint(target.store, target.goal), target, live)
+        live.remember(point=target.goal.id, **{SOURCE: target.source})
+    _take_places(live, target)
+    return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
 
 def help_out(here: Here, run_id: str) -> RunReport:
@@ -58,7 +60,15 @@ def _help(live: helper.Helper) -> None:
     todo = target.join()
     if todo is None:
         raise helper.NotAsLeft
-    bring_over(StoredPoint(target.store, target.goal), target, live, todo)
+    _take_places(live, target)
+    bring_over(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live, todo)
+
+
+def _take_places(live: Live, target: ReplicaTarget) -> None:
+    """Where there is something to do: on what the replica lies, or will."""
+    if target.decision.mode != "nothing":
+        new = (target.place.datastore, *target.place.datastores.values()) if target.state is None else ()
+        places.demand(live, live.run.site, target.state, new)
 
 
 def _kept_back(live: Live, paused: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import backup, faults, helper, plan
+from workers import backup, faults, helper, places, plan
 from workers.errors import BadInput, NeedsPerson, NotFound, Refused, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint, Run, RunKind, RunReport, Trigger, VmState
 from workers.restore_held import holder
@@ -72,6 +72,7 @@ def _restore(live: Live) -> RunReport:
         target.check_original()
         _keep_undo(live, order, target)
         target = RestoreTarget(live, order)  # the backup may have taken its time
+    places.demand(live, order.site, target.state, (order.datastore,) if target.state is None else ())
     return sync(target, target, live)
 
 
@@ -93,6 +94,7 @@ def _help(live: helper.Helper) -> None:
     todo = None if target.written else target.join()
     if todo is None:
         raise helper.NotAsLeft
+    places.demand(live, target.order.site, target.state)
     bring_over(target, target, live, todo)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 
 from pydantic import Field
 
 from workers.catalogue import KnownVm, PointSummary
-from workers.errors import BadInput, ConfigError, NotFound, Refused
+from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.models import Model, Provisioning, RestorePoint
 from workers.restore_points import choose, uuids_of
 from workers.run import Here
@@ -121,7 +122,21 @@ def _point(here: Here, wish: Wish) -> PointSummary:
     if not chosen:
         choose(points, wish.point, whose=wish.vm)  # says what there is
         raise NotFound(f"no store alone has the restore point {wish.point!r} of {wish.vm}; say which with --store")
-    return max(chosen, key=lambda point: (point.data_time, point.seq))
+    best = max(chosen, key=lambda point: (point.data_time, point.seq))
+    return _nearest(here, wish, [point for point in chosen if point.id == best.id])
+
+
+def _nearest(here: Here, wish: Wish, same: list[PointSummary]) -> PointSummary:
+    """Of one point in several stores the one that can be read, if possible where the VM goes."""
+    if len(same) == 1:
+        return same[0]
+    site = wish.site or (here.settings.targets[wish.target].site if wish.target in here.settings.targets else "")
+    same = sorted(same, key=lambda point: here.settings.store(point.store).site not in ("", site))
+    for point in same:
+        with suppress(UnderstudyError, OSError):
+            Store.at(here.settings.store(point.store)).point(point.vm, point.id)
+            return point
+    return same[0]
 
 
 def _has(points: list[PointSummary], store: str, wish: Wish) -> bool:

@@ -130,7 +130,7 @@ def uuids_of(here: Here, name: str) -> list[str]:
 def _of_store(here: Here, store: str, opened: Store, uuid: str) -> list[Kept]:
     points = opened.points(uuid)
     rules = prune.rules_of(here, store, uuid)
-    why = retention.reasons(points, rules, prune.needed(here, opened, uuid))
+    why = retention.reasons(points, rules, prune.needed(here, store, opened, uuid))
     unruled = () if rules else ("no rule of a group is about it now: everything is kept",)
     return [_line(store, point, (*why[point.id], *unruled)) for point in points]
 

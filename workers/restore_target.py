@@ -12,7 +12,9 @@ from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.disks.throttle import rate_of, slow_writer
 from workers.errors import NoSpace, NotFound, Refused, Transient
 from workers.extents import Extents
+from workers.links import toll
 from workers.models import PointDisk, RunReport, RunState, Slice, VmState
+from workers.overload import gentle
 from workers.point import Reader
 from workers.replica_held import nonce
 from workers.restore_held import HeldVm, Longer, holder, read_marker
@@ -250,7 +252,9 @@ class RestoreTarget(HeldVm):
 
     def reader(self, disk: str) -> Reader:
         """The disk as the point has it; beyond its end, where the VM's disk is larger by now, zeroes."""
-        return Longer(self.store.reader(self.point, disk), self._disks()[disk].capacity)
+        return Longer(
+            self.store.reader(self.point, disk, toll(self.live, self.order.store)), self._disks()[disk].capacity
+        )
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
@@ -264,7 +268,10 @@ class RestoreTarget(HeldVm):
             with closing(FileWriter(path)) as destination:
                 copied = copy(
                     source,
-                    slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                    gentle(
+                        slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                        self.live,
+                    ),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
@@ -325,6 +332,7 @@ class RestoreTarget(HeldVm):
             restoring.make_template(self.session, self.moref)
             faults.at("restore.template")
         if self.order.power_on:
+            self.live.check()  # who slept here must not start what somebody has used and switched off by now
             power.power_on(self.session, self.moref, wait=self._patience())
             faults.at("restore.running")
         if self.order.over and len(self._nics(self.state)) != len(self.point.config.nics):

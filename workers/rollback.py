@@ -6,14 +6,17 @@ tick would undo what was asked for.
 
 from __future__ import annotations
 
+from workers import sources
 from workers.catalogue import PointSummary
 from workers.errors import BadInput, NotFound, Refused
+from workers.members import last_groups_of
 from workers.models import Pair, Run, RunKind, SyncPlan, Trigger
 from workers.replica import Replica
 from workers.replica_held import BACK_TO
 from workers.replicate import target_of
 from workers.restore_points import choose
 from workers.run import Here
+from workers.undo import SYNC_POINT, WAY
 
 
 def pair_of(here: Here, vm: str, target: str | None) -> Pair:
@@ -32,7 +35,7 @@ def pair_of(here: Here, vm: str, target: str | None) -> Pair:
 
 def goal_of(here: Here, pair: Pair, wanted: str | None) -> PointSummary:
     """The restore point to go to; None is the one before the present one."""
-    points = here.catalogue.points(pair.source, pair.store)
+    points = _points(here, pair)
     if wanted is not None:
         return choose(points, wanted, whose=pair.vm)
     held = here.catalogue.sync_point(pair.id)
@@ -45,6 +48,13 @@ def goal_of(here: Here, pair: Pair, wanted: str | None) -> PointSummary:
             f"`understudy points {pair.vm}` lists those there are"
         )
     return before[-1]
+
+
+def _points(here: Here, pair: Pair) -> list[PointSummary]:
+    """Of all stores that the pair is brought up from, each point once."""
+    stores = sources.order(last_groups_of(here, pair.source).values(), pair.recovery_target, pair.store)
+    found = {point.id: point for store in reversed(stores) for point in here.catalogue.points(pair.source, store)}
+    return sorted(found.values(), key=lambda point: point.seq)
 
 
 def _sequence(points: list[PointSummary], held: str) -> int:
@@ -64,7 +74,8 @@ def request(here: Here, pair: Pair, point: str, *, full: str | None = None) -> t
         pair=pair.id,
         memory={BACK_TO: point, **({"full": full} if full else {})},
     )
-    if run.memory.get(BACK_TO) != point:
+    at_it = {run.memory.get(BACK_TO), SYNC_POINT if WAY in run.memory else None}
+    if point not in at_it:
         raise Refused(
             f"run {run.id} is at work on the replica {pair.replica_name} just now; nothing was requested. "
             f"Wait until it has ended (`understudy show {run.id}`), then ask again"

@@ -209,6 +209,9 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
             try:
                 with storage_in_words():
                     return work(live)
+            except OutOfTime:
+                live.stays = True  # the next message is on its way
+                raise
             finally:
                 live.let_go()
         except ApprovalNeeded as err:
@@ -335,6 +338,8 @@ def renewed(live: Live) -> Iterator[None]:
                 if not live.renew(lease):
                     live._lost.set()
                     return
+                if live.placed:
+                    here.catalogue.keep_places(live.place_holder, 2 * lease)
                 last = time.monotonic()
                 if not here.catalogue.run(live.run.id).memory.keys().isdisjoint((STOP, CONDEMNED)):
                     live.deadline = last  # what is being copied comes to its checkpoint now

@@ -30,14 +30,39 @@ class State(StrEnum):
     APPROVAL_NEEDED = "approval needed"
     TOUCHED = "touched"
     VALIDATION_FAILED = "validation failed"
+    REVERT_FAILED = "revert failed"
     QUARANTINED = "quarantined"
     FAILED = "failed"
 
+
+class Failover(StrEnum):
+    """Where a pair stands between its two sides, as its row in the catalogue says: a word beside that of `State`."""
+
+    NONE = "none"
+    FAILOVER_RUNNING = "failover running"
+    FAILOVER_COMPLETE = "failover complete"
+    FAILOVER_FAILED = "failover failed"
+    FAILOVER_PARTIAL = "failover partial"
+    FAILBACK_RUNNING = "failback running"
+    FAILBACK_COMPLETE = "failback complete"
+    FAILBACK_FAILED = "failback failed"
+    FAILBACK_PARTIAL = "failback partial"
+    TEST_RUNNING = "test running"
+
+
+#: of these somebody should look
+UNFINISHED = (
+    Failover.FAILOVER_FAILED,
+    Failover.FAILOVER_PARTIAL,
+    Failover.FAILBACK_FAILED,
+    Failover.FAILBACK_PARTIAL,
+)
 
 #: somebody should look; the worst first
 PROBLEMS = (
     State.TOUCHED,
     State.VALIDATION_FAILED,
+    State.REVERT_FAILED,
     State.QUARANTINED,
     State.FAILED,
     State.APPROVAL_NEEDED,
@@ -53,11 +78,13 @@ class Status(Model):
     lag: float | None = None
     #: seconds by which the data is older than the policy allows
     late: float | None = None
+    failover: Failover = Failover.NONE
 
     @property
     def problem(self) -> bool:
         """A pair that somebody disabled is none; one that is paused until its data is too old is."""
-        return self.state in PROBLEMS or (self.late is not None and self.state is not State.DISABLED)
+        late = self.late is not None and self.state is not State.DISABLED
+        return self.state in PROBLEMS or self.failover in UNFINISHED or late
 
 
 class Point(Protocol):
@@ -92,8 +119,10 @@ def status(
     rpo: float | None = None,
     tuning: Tuning | None = None,
     damage: str = "",
+    back: bool = False,
 ) -> Status:
-    """The status of a pair, or without one of a VM's backups. `live` and `last` are the runs of that very target.
+    """The status of a pair, or without one of a VM's backups. `live` and `last` are the runs of that very target;
+    `back`: the last one was a rollback.
 
     What is being done comes first, then what a person decided or has to decide, then how the data stand. `held`: by
     kind, what people said; `rpo`: seconds, the age that the data may reach; `damage`: what a comparison found.
@@ -104,7 +133,7 @@ def status(
     if live is not None:
         state, sentence = _live(live, now)
     else:
-        found = _decided(held or {}) or _ended(last, held or {}, tuning or Tuning(), now)
+        found = _decided(held or {}, last, back) or _ended(last, held or {}, tuning or Tuning(), now, back)
         state, sentence = found or (State.VALIDATION_FAILED if damage else _settled(pair, newest, synced), "")
     if damage:
         sentence = f"{sentence}; {damage}" if sentence else damage
@@ -117,7 +146,10 @@ def status(
         sentence = f"{sentence}; {words}" if sentence else words
         if state in (State.NEVER_SYNCED, State.IN_SYNC, State.NEEDS_SYNC, State.BACKED_UP):
             state = State.RPO_BREACHED
-    return Status(state=state, sentence=sentence, lag=lag, late=late)
+    failover = Failover(pair.failover) if pair is not None else Failover.NONE
+    if failover is not Failover.NONE:
+        sentence = f"{failover}; {sentence}" if sentence else str(failover)
+    return Status(state=state, sentence=sentence, lag=lag, late=late, failover=failover)
 
 
 def _late(pair: Pair | None, lag: float | None, rpo: float | None, now: datetime) -> float | None:
@@ -142,20 +174,25 @@ def _live(run: Run, now: datetime) -> tuple[State, str]:
     return state, ""
 
 
-def _decided(held: Mapping[str, Held]) -> tuple[State, str] | None:
-    """What a person said."""
+def _decided(held: Mapping[str, Held], last: Ended | None, back: bool) -> tuple[State, str] | None:
+    """What a person said. A rollback pauses its pair before it writes: that must not hide that it failed."""
+    failed = back and last is not None and last.run.state is RunState.FAILED and last.family != "touched"
     for kind, state, ends in (
         ("forgotten", State.DISABLED, "`understudy enable` begins anew"),
         ("disabled", State.DISABLED, "off until `understudy enable`"),
         ("paused", State.PAUSED, "its schedules are skipped until `understudy resume`"),
     ):
         if (said := held.get(kind)) is not None:
+            if kind == "paused" and failed and last is not None:
+                return State.REVERT_FAILED, last.run.error or "no reason was recorded"
             word = "forgotten since" if kind == "forgotten" else "since"
             return state, f"{word} {_moment(said.since)} by {said.who} ({said.reason}); {ends}"
     return None
 
 
-def _ended(last: Ended | None, held: Mapping[str, Held], tuning: Tuning, now: datetime) -> tuple[State, str] | None:
+def _ended(
+    last: Ended | None, held: Mapping[str, Held], tuning: Tuning, now: datetime, back: bool
+) -> tuple[State, str] | None:
     """How the last run ended, where that is not well."""
     if last is None:
         return None
@@ -169,7 +206,7 @@ def _ended(last: Ended | None, held: Mapping[str, Held], tuning: Tuning, now: da
     aside = quarantine.quarantined(last, tuning)
     touched = last.family == "touched"
     if aside is None:
-        return (State.TOUCHED if touched else State.FAILED), error
+        return (State.TOUCHED if touched else State.REVERT_FAILED if back else State.FAILED), error
     again = f"looked at again {_until(aside.probe, now)}" if touched else f"tried again {_until(aside.probe, now)}"
     if touched:
         return State.TOUCHED, f"{error} ({again}; `understudy resume` looks at once)"

@@ -17,7 +17,7 @@ from workers.replica_held import BACK_TO
 from workers.replica_verify import differs
 from workers.run import Here
 from workers.settings import seconds
-from workers.state import PROBLEMS, State, Status, status
+from workers.state import PROBLEMS, Failover, State, Status, status
 
 
 class Protected(Model):
@@ -53,6 +53,10 @@ class Protected(Model):
     @property
     def state(self) -> State:
         return (self.sync or self.backup).state
+
+    @property
+    def failover(self) -> Failover:
+        return (self.sync or self.backup).failover
 
     @property
     def lag(self) -> float | None:
@@ -141,6 +145,7 @@ class _Known:
             rpo=min(map(seconds, limits), default=None),
             tuning=self.tuning,
             damage=self._damage(pair, target),
+            back=(last := self.last.get(target)) is not None and BACK_TO in last.run.memory,
         )
 
     def _damage(self, pair: Pair | None, target: str) -> str:
@@ -166,7 +171,8 @@ def overview(here: Here, names: Sequence[str] = ()) -> list[Protected]:
 def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     keys: dict[tuple[str, str, str | None], list[str]] = {}
     objections: dict[tuple[str, str, str | None], str] = {}
-    for member in known.roll.members():
+    members = known.roll.members()
+    for member in members:
         key = (member.vm.identity.instance_uuid, member.group.store, member.target)
         pair = known.pairs.get((key[0], key[1], key[2])) if key[2] is not None else None
         objections[key] = dispatch.objection(here, member) or dispatch.misplaced(here, pair) or ""
@@ -174,14 +180,20 @@ def _lines(here: Here, known: _Known) -> Iterator[Protected]:
     for pair_key, pair in known.pairs.items():
         if HoldKind.FORGOTTEN not in known.held.get(replicate.target_of(pair.id), {}):
             keys.setdefault(pair_key, [])
+    copied = {(m.vm.identity.instance_uuid, m.group.copying.to): m.group.store for m in members if m.group.copying}
+    for uuid, store in copied:
+        keys.setdefault((uuid, store, None), [])
     covered = {(uuid, store) for uuid, store, _ in keys}
     for uuid, store in known.newest.keys() - covered:
         keys[uuid, store, None] = []
     for (uuid, store, target), groups in keys.items():
-        yield _line(known, uuid, store, target, groups, objections.get((uuid, store, target), ""))
+        copied_from = copied.get((uuid, store), "") if target is None else ""
+        yield _line(known, uuid, store, target, groups, objections.get((uuid, store, target), ""), copied_from)
 
 
-def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], objection: str) -> Protected:
+def _line(
+    known: _Known, uuid: str, store: str, target: str | None, groups: Iterable[str], objection: str, copied_from: str
+) -> Protected:
     vm, newest = known.vms.get(uuid), known.newest.get((uuid, store))
     pair = known.pairs.get((uuid, store, target)) if target is not None else None
     chain = backup.target_of(store, uuid)
@@ -212,16 +224,18 @@ def _line(known: _Known, uuid: str, store: str, target: str | None, groups: Iter
         damages=tuple(known.damages.get(fenced, [])),
         last_verify=known.verified.get(fenced),
         half_applied=known.half.get(pair.id) if pair is not None else None,
-        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store)),
+        remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store, copied_from)),
         objection=objection,
     )
 
 
-def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str) -> str:
+def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str, copied_from: str) -> str:
     """What becomes of a line that no group asks for, of a VM that is in others; empty when it is in none."""
     names = ", ".join(roll.groups_of(uuid))
     if not names:
         return ""
+    if copied_from:
+        return f"copies of the restore points in {copied_from}"
     if pair is None:
         return f"its groups now ({names}) have another store: what is in {store} stays, nothing new is added"
     command = f"`understudy forget {pair.vm} --target {pair.recovery_target}`"
@@ -274,7 +288,7 @@ class Filter(Model):
 
 def selected(here: Here, lines: Sequence[Protected], wanted: Filter) -> list[Protected]:
     """The lines that fit. Raises `BadInput` for a word that can fit none."""
-    _demand("state", wanted.states, [str(state) for state in State])
+    _demand("state", wanted.states, [str(state) for state in (*State, *Failover)])
     _demand("group", wanted.groups, here.settings.groups)
     _demand("site", wanted.sites, here.settings.sites)
     _demand("target", wanted.targets, here.settings.targets)
@@ -290,7 +304,7 @@ def _demand(option: str, given: Iterable[str], known: Collection[str]) -> None:
 def _fits(line: Protected, wanted: Filter) -> bool:
     sites = {line.source_site, *([line.pair.site] if line.pair is not None else [])}
     return (
-        (not wanted.states or line.state in wanted.states or line.backup.state in wanted.states)
+        (not wanted.states or not {line.state, line.backup.state, line.failover}.isdisjoint(wanted.states))
         and (not wanted.groups or not set(wanted.groups).isdisjoint(line.groups))
         and (not wanted.sites or not sites.isdisjoint(wanted.sites))
         and (not wanted.targets or line.recovery_target in wanted.targets)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from workers import faults, scrub
+from workers import copies, faults, scrub
 from workers.catalogue import Damage, Scrub
 from workers.errors import NotFound, StoreDamaged
 from workers.models import Run, RunKind, RunReport, RunState, Trigger
@@ -30,7 +30,7 @@ def target_of(store: str) -> str:
 def request(here: Here, store: str, *, share: float | None = None, slot: str | None = None) -> tuple[Run, bool]:
     """The live run over this store, or a new one: of all of it, or of what is due with so much `share` a day."""
     here.settings.store(store)
-    site = next((group.source for group in here.settings.groups.values() if group.store == store), None)
+    site = copies.keeper(here.settings, store)
     if site is None:
         raise NotFound(f"no group backs up to the store {store}, so there is no worker that is known to reach it")
     return here.catalogue.request_run(

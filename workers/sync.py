@@ -89,6 +89,6 @@ def _call_helpers(live: Live, todo: Mapping[str, Extents]) -> None:
     count = spread.worth(total, free, most=size(tuning.slice_size), workers=tuning.spread) - 1
     if count and live.here.call_helpers is not None:
         try:
-            live.here.call_helpers(live.run, count)
+            live.here.call_helpers(live.here.catalogue.run(live.run.id), count)  # with what was remembered since
         except BrokerUnreachable as err:
             log.warning(f"the run goes on without helpers: {err}", run=live.run.id, vm=live.run.vm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers import faults, plan
+from workers import faults, places, plan
 from workers.errors import Refused
 from workers.models import Disk, RestorePoint, VmState
 from workers.run import Live
@@ -13,6 +13,7 @@ from workers.vsphere.session import Session
 def take(live: Live, session: Session, uuid: str, *, quiesce: bool) -> SnapshotPoint:
     """What a backup reads: a snapshot of a VM, or a template as it lies there."""
     state = state_of(session, uuid, live.run.vm)
+    places.demand(live, live.run.site, state)
     if state.config.template:
         return TemplatePoint.frozen(live, session, state)
     if live.recall("frozen") is not None:

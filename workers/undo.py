@@ -7,20 +7,22 @@ was grown); else from the undo files, for which the replica's vCenter, its datas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
-from workers import faults, nvram, plan, undo_kept
+from workers import faults, nvram, plan, sources, undo_kept
 from workers.disks.file import Descriptor, FileWriter, datastore_file
 from workers.disks.saving import ReadWriter
 from workers.disks.undo_file import UndoFile
 from workers.errors import ConfigError, NotFound, Refused, StoreDamaged, UnderstudyError
 from workers.extents import Extents
+from workers.links import toll
+from workers.members import last_groups_of
 from workers.models import Cursor, Disk, HardwareChange, Pair, RestorePoint, RunReport, RunState, Slice, VmConfig
 from workers.plan import Decision
 from workers.point import BATCH, Reader
 from workers.replica import read_cursor
-from workers.replica_held import BACK_TO, nonce
+from workers.replica_held import BACK_TO, SOURCE, nonce
 from workers.replica_target import ReplicaTarget
 from workers.run import Here, Live
 from workers.store import Store
@@ -35,8 +37,8 @@ from workers.vsphere.session import connect
 #: instead of a restore point's id, in a run's memory: the sync point that the replica held before a run stopped
 SYNC_POINT = "the sync point"
 
-#: in a run's memory, once it was decided: later messages of the run do the same
-_WAY = "undone by"
+#: in a run's memory, once it was decided how it goes back to the sync point: later messages of the run do the same
+WAY = "undone by"
 
 
 def cursor_of(here: Here, pair: Pair) -> Cursor:
@@ -62,6 +64,7 @@ def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = N
         target = ReplicaUndone(live, pair)
         if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
             return target.conclude()
+        target.tidy()
         reason = f"the replica holds {cursor.base}, and nothing half-applied; nothing was done"
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
@@ -70,24 +73,35 @@ def roll_back(live: Live, pair: Pair, *, first: Callable[[str], Pair] | None = N
             f"the first sync of {pair.vm} was never committed, so there is nothing to go back to; nothing was written. "
             f"`understudy sync {pair.vm}` goes on with it"
         )
-    if live.recall(_WAY) is None:
-        live.remember(**{_WAY: _way(live, pair, cursor)})
+    if live.recall(WAY) is None:
+        live.remember(**{WAY: _way(live, pair, cursor)})
     if first is not None:
         pair = first(cursor.base)
-    if live.recall(_WAY) == "store":
+    if live.recall(WAY) == "store":
         live.remember(**{BACK_TO: cursor.base})
         by_store = ReplicaTarget(live, pair)
-        return sync(StoredPoint(by_store.store, by_store.goal), by_store, live)
+        return sync(StoredPoint(by_store.store, by_store.goal, toll(live, by_store.source)), by_store, live)
     target = ReplicaUndone(live, pair)
     return sync(target.old, target, live)
 
 
 def _way(live: Live, pair: Pair, cursor: Cursor) -> Literal["store", "undo"]:
-    """By the store where it is at hand, else by what was kept, else by a store that answers all the same."""
-    at_hand = live.here.settings.store(pair.store).site in ("", pair.site)
-    why_not = _unreadable(live.here, pair, cursor) if at_hand else None
-    if at_hand and why_not is None:
-        live.note(f"back to {cursor.base} by the store {pair.store}")
+    """By a store where one is at hand, else by what was kept, else by a store that answers all the same."""
+    groups = last_groups_of(live.here, pair.source).values()
+    names = sources.order(groups, pair.recovery_target, pair.store)
+    why_not: dict[str, str] = {}
+
+    def by_store(some: Iterable[str], why: str = "") -> bool:
+        for name in some:
+            said = why_not.get(name) or _unreadable(live.here, pair, cursor, name, several=len(names) > 1)
+            if said is None:
+                live.remember(**{SOURCE: name})
+                live.note(f"back to {cursor.base} by the store {name}{why}")
+                return True
+            why_not[name] = said
+        return False
+
+    if by_store(name for name in names if live.here.settings.store(name).site in ("", pair.site)):
         return "store"
     try:
         if not cursor.undo:
@@ -96,31 +110,29 @@ def _way(live: Live, pair: Pair, cursor: Cursor) -> Literal["store", "undo"]:
         kept = undo_kept.load(mounts, cursor.undo)
         size = sum(found.total for found in undo_kept.saved(mounts, kept).values())
     except (NotFound, StoreDamaged, ConfigError) as err:
-        why_not = why_not or _unreadable(live.here, pair, cursor)
-        if why_not is None:
-            live.note(f"back to {cursor.base} by the store {pair.store}, for {err}")
+        if by_store(names, f", for {err}"):
             return "store"
+        stores = "; and ".join(f"the store {name} can not give it ({said})" for name, said in why_not.items())
         raise Refused(
-            f"the replica of {pair.vm} can not go back to {cursor.base}: {err}; and the store {pair.store} can not "
-            f"give it ({why_not}). Nothing was written. When the store answers again, `understudy sync {pair.vm}` "
-            "completes the replica"
+            f"the replica of {pair.vm} can not go back to {cursor.base}: {err}; and {stores}. Nothing was written. "
+            f"When the store answers again, `understudy sync {pair.vm}` completes the replica"
         ) from err
     live.note(f"back to {cursor.base} by what was kept of it beside the replica's disks: {size} bytes were overwritten")
     return "undo"
 
 
-def _unreadable(here: Here, pair: Pair, cursor: Cursor) -> str | None:
+def _unreadable(here: Here, pair: Pair, cursor: Cursor, name: str, *, several: bool) -> str | None:
     """Why the store can not give the point that the replica held; None when it can."""
     try:
-        store = Store.at(here.settings.store(pair.store))
-        if store.id != cursor.store:
+        store = Store.at(here.settings.store(name))
+        if store.id != cursor.store and not several:
             return "it is another store than the one that the replica was synced from"
         if all(point.id != cursor.base for point in store.points(pair.source)):
             return f"it has no restore point {cursor.base} any more"
     except UnderstudyError as err:
         return str(err)
     except OSError as err:
-        return f"{err.filename or pair.store}: {err.strerror}"
+        return f"{err.filename or name}: {err.strerror}"
     return None
 
 
@@ -147,6 +159,12 @@ class ReplicaUndone(ReplicaTarget):
             self.kept = kept
             files = {part.source: part.undo for part in kept.disks}
         self.old = OldContent(files, live, pair)
+
+    def tidy(self) -> None:
+        """Nothing is half-applied: what a sync kept that ended before its cursor said so goes."""
+        with self._locked():
+            self._reread()
+            self._over()
 
     def _goals(self, goal: str | None, back_to: str | None) -> tuple[list[RestorePoint], RestorePoint | None]:
         return [], None

@@ -8,7 +8,7 @@ kept, and one with old content per disk (disks/undo_file.py). The cursor names t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -63,14 +63,14 @@ class Kept(Model):
         return self.config.model_copy(update={"disks": disks})
 
 
-def reason(settings: Settings, pair: Pair) -> str | None:
-    """Why old content is kept for this pair; None where it is not."""
+def reason(settings: Settings, pair: Pair, store: str) -> str | None:
+    """Why old content is kept for this pair, which is brought up from that store; None where it is not."""
     wanted = settings.targets[pair.recovery_target].undo
     if wanted == "always":
         return 'its recovery target says undo = "always"'
-    stands = settings.store(pair.store).site
+    stands = settings.store(store).site
     if wanted == "auto" and stands not in ("", pair.site):
-        return f"the store {pair.store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
+        return f"the store {store} stands at {stands}, where {pair.site} may not reach it on the day it counts"
     return None
 
 
@@ -180,6 +180,8 @@ def clear(mounts: Mounts, state: VmState, *, realm: str, pair: str, disks: bool 
     """
     mine = prefix(realm, pair)
     folders = _folders(mounts, state)
+    # Listed before anything goes: whoever sleeps here must not find what a newer run keeps by the time it wakes up.
+    there = [path for folder in folders for end in ("undo", "tmp") for path in folder.glob(f"{mine}*.{end}")]
     for said in sorted(path for folder in folders for path in folder.glob(f"{mine}*.json")):
         try:
             text = said.read_bytes().partition(b"\n")[2]
@@ -195,8 +197,35 @@ def clear(mounts: Mounts, state: VmState, *, realm: str, pair: str, disks: bool 
         faults.at("undo.clearing")
         said.unlink(missing_ok=True)
         yield f"what was kept of the replica's older content is removed ({taken} bytes)"
-    _remove(path for folder in folders for path in folder.glob(f"{mine}*.undo"))  # of a beginning that was cut off
-    _remove(path for folder in folders for path in folder.glob(f"{mine}*.tmp"))
+    _remove(there)  # what is left of a beginning that was cut off
+
+
+def clear_gone(mounts: Mounts, file: str, *, realm: str, pair: str) -> Iterator[str]:
+    """Remove what was kept beside the disks of a replica that is gone, in sentences. `file`: what its cursor named.
+
+    Only where vCenter has deleted the VM: as long as any of its disks' files is there, somebody may register it again.
+    """
+    path = _path(mounts, file)
+    if path is None or not path.name.startswith(prefix(realm, pair)) or not path.exists():
+        return
+    try:
+        kept = load(mounts, file)
+    except StoreDamaged as err:
+        yield f"what was kept of a replica that is gone stays: {err}; remove it by hand"
+        return
+    if (kept.realm, kept.pair) != (realm, pair):
+        return
+    there = [part.disk.file for part in kept.disks if (disk := _path(mounts, part.disk.file)) and disk.exists()]
+    if there:
+        yield (
+            f"what was kept of a replica that is gone stays at {file}, for a disk of that VM is still there "
+            f"({there[0]}); when nobody needs it any more, remove both by hand"
+        )
+        return
+    folders = {path.parent, *(undo.parent for part in kept.disks if (undo := _path(mounts, part.undo)) is not None)}
+    taken = _remove(undo for folder in folders for undo in folder.glob(f"{path.stem}-*.undo"))
+    path.unlink(missing_ok=True)
+    yield f"what was kept of a replica that is gone is removed ({taken} bytes)"
 
 
 def _folders(mounts: Mounts, state: VmState) -> set[Path]:
@@ -216,8 +245,9 @@ def _remove(paths: Iterable[Path]) -> int:
     """Bytes that are free now."""
     taken = 0
     for path in paths:
-        taken += path.stat().st_blocks * 512
-        path.unlink()
+        with suppress(FileNotFoundError):
+            taken += path.stat().st_blocks * 512
+            path.unlink()
     return taken
 
 

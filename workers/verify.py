@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workers import store_scrub
 from workers.errors import Refused, TargetBusy
+from workers.links import toll
 from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
 from workers.replica_mend import MendedReplica
 from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
@@ -75,7 +76,7 @@ def _verify(live: Live) -> RunReport:
     target = MendedReplica(live, pair)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
-    return sync(StoredPoint(target.store, target.goal), target, live)
+    return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
 
 def _compare(live: Live, target: VerifiedReplica) -> RunReport:
@@ -86,7 +87,7 @@ def _compare(live: Live, target: VerifiedReplica) -> RunReport:
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     try:
-        return sync(StoredPoint(target.store, target.goal), target, live)
+        return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
     except OutOfTime:
         if SHARE not in live.run.memory:
             raise

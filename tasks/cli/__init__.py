@@ -26,6 +26,7 @@ for _part in (
     "config",
     "work",
     "verify",
+    "copy",
     "restore",
     "pairs",
     "look",

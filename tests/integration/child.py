@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers import adopt, backup, faults, forget, replicate, restore, settings, verify
+from workers import adopt, backup, copy, faults, forget, replicate, restore, settings, verify
 from workers.catalogue import Catalogue
 from workers.errors import UnderstudyError
 from workers.models import RunKind, RunReport
@@ -31,6 +31,7 @@ def work(here: Here, run_id: str) -> RunReport:
         RunKind.SYNC: replicate,
         RunKind.RESTORE: restore,
         RunKind.VERIFY: verify,
+        RunKind.COPY: copy,
         RunKind.ADOPT: adopt,
         RunKind.FORGET: forget,
     }

@@ -19,7 +19,7 @@ from workers.vsphere.session import Session, connect
 def realm(world: World, targets: dict[str, Any] | None = None, **group: Any) -> Here:
     """The realm with these recovery targets besides `recovery`, and these keys of its one group."""
     made = {name: RecoveryTarget.model_validate(given) for name, given in (targets or {}).items()}
-    given = {**world.settings.groups["all"].model_dump(), **group}
+    given = {**world.settings.groups["all"].model_dump(by_alias=True), **group}
     changes = {
         "targets": {**world.settings.targets, **made},
         "groups": {"all": Group.model_validate(given)},

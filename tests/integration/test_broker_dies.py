@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
 from celery import Celery
-from celery.signals import task_postrun
 
 from tasks import dispatch
 from tests import services
@@ -58,28 +55,3 @@ def test_helpers_that_can_not_be_called_are_a_sentence_wherever_kombu_trips(serv
         assert "go on by themselves when it is back" in _asked()
     server.start()
     assert services.wait_for(lambda: _asked() == "sent", "a message that is sent again", 30)
-
-
-class Store:
-    """Stands for what a frame holds open."""
-
-
-def test_what_the_frames_of_a_failed_call_hold_open_is_let_go_after_the_task(server: services.Redis) -> None:
-    """Else a worker that is idle then keeps a store open for reading, for which every prune waits."""
-    server.kill()
-
-    def task() -> weakref.ref[Store]:
-        store = Store()
-        errors: list[object] = [store]
-        errors.append(errors)  # a cycle, as kombu's errors make of their callers' frames
-        assert _asked() != "sent"
-        return weakref.ref(store)
-
-    gc.disable()
-    try:
-        held = task()
-        assert held() is not None
-        task_postrun.send(sender=None)
-        assert held() is None
-    finally:
-        gc.enable()

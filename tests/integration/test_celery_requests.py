@@ -164,3 +164,41 @@ def test_a_vm_under_no_policy_can_not_be_synced(realm: Realm) -> None:
     realm.world.make_vm("left-out", 4 * MIB)
     with pytest.raises(BadInput, match="under no group's policy"):
         realm.ask("understudy.sync", vm="left-out").get(**LOOK)
+
+
+def test_flower_pauses_resumes_disables_and_enables(realm: Realm, flower: Flower) -> None:
+    def asked(verb: str, **kwargs: Any) -> list[tuple[str, bool]]:
+        result = realm.client.AsyncResult(flower.enqueue(f"understudy.{verb}", kwargs)).get(**LOOK)
+        return [(answer["what"], answer["done"]) for answer in result]
+
+    catalogue = realm.world.catalogue
+    pair = realm.world.pair("web-01")
+    replica, backups = f"the replica dr/{pair.replica_name}", "the backups to main"
+    assert asked("pause", vm="web-01", reason="moving", who="ann") == [(replica, True)]
+    (held,) = catalogue.holds(f"pair:{pair.id}")[f"pair:{pair.id}"].values()
+    assert (held.kind, held.who, held.reason) == ("paused", "ann", "moving")
+    assert asked("resume", vm="web-01") == [(backups, False), (replica, True)]
+    assert asked("disable", group="all", backups=True, now=True) == [(backups, True)]
+    assert asked("enable", vm="web-01", target="recovery") == [(replica, False)]
+    assert asked("enable", group="all") == [(backups, True), (replica, False)]
+    assert catalogue.holds() == {}
+
+
+#: what is asked for -> words of the sentence that comes back
+WRONG_HOLDS = {
+    "nothing is named": ({}, "nothing is named"),
+    "a number": ({"vm": 7}, "vm is a text, not 7"),
+    "an unknown VM": ({"vm": "web-1"}, "no VM 'web-1' is known"),
+    "an unknown group": ({"group": "none"}, "is not configured"),
+    "an unknown word": ({"vm": "web-01", "discard": True}, "discard"),
+    "a word for a truth": ({"vm": "web-01", "backups": "false"}, "backups is true or false"),
+}
+
+
+@pytest.mark.parametrize("kwargs, words", WRONG_HOLDS.values(), ids=WRONG_HOLDS.keys())
+def test_a_wrong_pause_is_answered_with_a_sentence(realm: Realm, kwargs: dict[str, Any], words: str) -> None:
+    for verb in ("pause", "enable"):
+        with pytest.raises(BadInput) as told:
+            realm.ask(f"understudy.{verb}", **kwargs).get(**LOOK)
+        assert words in str(told.value) and "\n" not in str(told.value)
+    assert realm.world.catalogue.holds() == {}

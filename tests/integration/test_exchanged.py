@@ -6,12 +6,13 @@ import pytest
 
 from tests.command import forgetting, run
 from tests.integration.world import MIB, World
-from workers import backup, dispatch, forget, replicate
+from workers import backup, dispatch, forget, replicate, rollback
 from workers.catalogue import HoldKind
 from workers.errors import NotFound, Refused
 from workers.models import RunKind, RunState, Trigger
 from workers.run import Here
 from workers.settings import StoreSettings, load
+from workers.status import overview
 from workers.store import Store
 
 
@@ -46,6 +47,37 @@ def test_a_store_that_was_exchanged_is_not_held_any_more(world: World) -> None:
     assert replicate.run(here, run_.id).outcome == "succeeded"
     world.assert_replica_is("moved", str(report.point))
     assert holders(second, uuid) == {holder} and holders(world.store, uuid) == set()
+
+
+def test_a_store_that_was_renamed_is_the_same_store(world: World) -> None:
+    """Known by what is in it, not by its name: no new chain, no compare, no pin left behind, nothing shown twice."""
+    uuid = made(world, "renamed")
+    world.scribble("renamed", 2)
+    (first,) = world.store.points(uuid)
+    group = world.settings.groups["all"].model_copy(update={"store": "archive"})
+    stores = {"archive": world.settings.stores["main"]}
+    here = Here(world.settings.model_copy(update={"stores": stores, "groups": {"all": group}}), world.catalogue)
+    (member,) = dispatch.find(here, "renamed")
+    pair = dispatch.pair_of(here, member)
+    assert pair is not None and pair.store == "archive"
+    nothing = dispatch.request_sync(here, pair, Trigger.AD_HOC)[0]
+    assert replicate.run(here, nothing.id).outcome == RunState.NOTHING_NEW, "before any backup under the new name"
+    report = backup.run(here, dispatch.request_backup(here, member, Trigger.AD_HOC)[0].id)
+    world.keep("renamed", report)
+    newest = world.store.newest(uuid)
+    assert newest is not None and newest.parent == first.id and {d.mode for d in newest.disks} == {"delta"}
+    again = dispatch.request_sync(here, pair, Trigger.AD_HOC)[0]
+    assert replicate.run(here, again.id).outcome == "succeeded"
+    assert any("delta" in reason for reason in world.catalogue.run(again.id).reasons)
+    assert set(world.store.pins(uuid)) == {newest.id}
+    assert {(p.store, p.id) for p in world.catalogue.points(uuid)} == {("archive", first.id), ("archive", newest.id)}
+    assert [line.store for line in overview(here, ["renamed"])] == ["archive"]
+    world.assert_replica_is("renamed", str(report.point))
+    pair = dispatch.pair_of(here, member)  # the look at it was by the configuration before
+    assert pair is not None
+    back, _ = rollback.request(here, pair, first.id)
+    assert replicate.run(here, back.id).outcome == "succeeded"
+    world.assert_replica_is("renamed", first.id)
 
 
 def test_a_store_that_is_not_mounted_is_said_before_the_replica_is_touched(world: World) -> None:

@@ -196,6 +196,7 @@ class Life(RuleBasedStateMachine):
     def boot(self, writes: list[tuple[int, int]], reverts: bool) -> None:
         vm = self.realm.replica
         assert vm is not None
+        self.realm.unsynced.settle()
         if reverts and vm.layer is not None:
             self.realm.vcenter.revert(vm.identity.moref)
             self.touched = None
@@ -204,9 +205,10 @@ class Life(RuleBasedStateMachine):
             vm.identity.moref, [(disk, granule * GRANULE, b"somebody".ljust(GRANULE, b"!")) for disk, granule in writes]
         )
         self.ever_touched = True
-        cursor = self.realm.cursor()
+        cursor, run = self.realm.cursor(), self.realm.live_run()
         assert cursor is not None
-        if cursor.content and not cursor.compare:
+        given_up = run is not None and "discard" in run.memory  # until that run has taken the replica over
+        if cursor.content and not cursor.compare and not given_up:
             self.touched = self.realm.vcenter.frozen(vm.identity.moref)
 
     @precondition(lambda self: self.ever_touched and self.realm.live_run() is None)
@@ -302,8 +304,8 @@ class Life(RuleBasedStateMachine):
             if name in doubtful:
                 continue
             allowed = [state[name] for state in states if name in state]
-            if cursor.base is None or name not in self.realm.held[cursor.base]:
-                allowed.append(b"")  # it began as zeroes
+            if cursor.base is None or name not in self.realm.held[cursor.base] or name in cursor.fresh:
+                allowed.append(b"")  # it began as zeroes, or was made anew because a disk can not shrink
             for start in range(0, len(data), GRANULE):
                 block = data[start : start + GRANULE]
                 assert any(block == old[start : start + GRANULE].ljust(GRANULE, b"\0") for old in allowed), (

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from workers import plan
-from workers.disks.file import Descriptor, FileLock
+from workers.claims import Claims
+from workers.disks.file import Descriptor, FileLock, FileWriter
 from workers.extents import Extents
 from workers.models import Cursor, HardwareChange, Slice
 from workers.point import Reader
 from workers.replica import Replica
 from workers.replica_held import HeldReplica
 from workers.replica_target import ReplicaTarget
+from workers.run import Live
 from workers.store import Store
 from workers.transfer import copy
 
@@ -65,6 +67,59 @@ def only_from_the_base(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "_extents", extents)
 
 
+def nobody_is_fenced(patch: pytest.MonkeyPatch) -> None:
+    """Who slept writes on, whatever happened meanwhile, and takes nobody's content ids for a sign."""
+    patch.setattr(Claims, "check_slice", lambda *_: None)
+    patch.setattr(Live, "check", lambda *_: None)
+    patch.setattr(ReplicaTarget, "_prove_unchanged", lambda self: self._reread())
+    patch.setattr(ReplicaTarget, "_still", lambda *_: None)
+
+
+def commits_too_early(patch: pytest.MonkeyPatch) -> None:
+    """It does not look whether others are still at their slices."""
+    patch.setattr(Claims, "all_finished", lambda _: True)
+
+
+def checkpoints_what_is_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FileWriter, "flush", lambda _: None)
+
+
+def grown_disks_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """Of a disk that grew the part that it had before is brought over."""
+    real = Replica._extents
+
+    def extents(self: Replica, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
+        had = {change.disk: self._disks()[change.disk].capacity for change in changes if change.kind == "grow disk"}
+        return {disk: todo.clip(0, had.get(disk, 1 << 62)) for disk, todo in real(self, changes).items()}
+
+    patch.setattr(Replica, "_extents", extents)
+
+
+def grown_by_the_dead_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A disk that a run which died has made longer is taken for one that was as long in each state."""
+    real = Replica._extents
+
+    def extents(self: Replica, changes: Sequence[HardwareChange]) -> dict[str, Extents]:
+        found = real(self, changes)
+        if self.cursor is None or self.cursor.state == "committed" or self.cursor.base is None:
+            return found
+        base = next((point for point in self.points if point.id == self.cursor.base), None)
+        had = {part.disk.id: part.disk.capacity for part in base.disks} if base is not None else {}
+        return {disk: todo.clip(0, had.get(disk, 1 << 62)) for disk, todo in found.items()}
+
+    patch.setattr(Replica, "_extents", extents)
+
+
+def added_by_the_dead_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A disk that was added, or made anew, in a run that died is taken for one that has always been there."""
+    real = HeldReplica._write
+
+    def write(self: HeldReplica, cursor: Cursor) -> None:
+        real(self, cursor.model_copy(update={"fresh": ()}))
+
+    patch.setattr(HeldReplica, "_write", write)
+
+
 def no_pins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "pin", lambda *_: None)
 
@@ -81,6 +136,12 @@ MISTAKES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
         cursor_written_late,
         targets_shrink,
         only_from_the_base,
+        nobody_is_fenced,
+        commits_too_early,
+        checkpoints_what_is_not_synced,
+        grown_disks_forgotten,
+        grown_by_the_dead_forgotten,
+        added_by_the_dead_forgotten,
         no_pins,
         touches_go_unseen,
     )

@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.protocol.steps import Execution, Steps
+from tests.protocol.storage import Unsynced
 from tests.protocol.vcenter import MemoryVcenter, Vm
 from workers import dispatch, reaper, replicate, settings, spread
 from workers.catalogue import Catalogue
@@ -122,6 +123,8 @@ class Realm:
         self.vcenter = MemoryVcenter(self.folder / "ds1", self.steps.alive)
         self.steps.install(patch)
         self.vcenter.install(patch)
+        self.unsynced = Unsynced()
+        self.unsynced.install(patch)
         patch.setattr(spread, "slice_bytes", lambda *_, **__: SLICE)
         patch.setattr(HeldReplica, "_wait", lambda _: -1.0)  # who has the lock does not go on while we wait
         self.pair = self.here.catalogue.ensure_pair(

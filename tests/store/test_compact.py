@@ -320,6 +320,20 @@ def test_what_a_dead_reader_left_holds_nothing_up(store: Store, history: History
     assert_as_before(store, history)
 
 
+def test_at_the_end_of_a_task_nobody_reads_whoever_holds_on_to_the_store(store: Store, history: History) -> None:
+    """An error of the task holds its caller's frame, and that the store. Who reads on is waited for again."""
+    kept = Store.open(store.path)
+    kept.points(VM)
+    registered = list((store.path / "readers").iterdir())
+    assert len(registered) >= 1
+    Store.close_all()
+    assert list((store.path / "readers").iterdir()) == []
+    compacted(store)
+    assert_as_before(store, history)
+    kept.points(VM)
+    assert len(list((store.path / "readers").iterdir())) >= 1
+
+
 STEPS = ["compact.chosen", "compact.copied", "compact.made", "compact.mapped", "compact.staged", "compact.exchanged"]
 
 

@@ -40,6 +40,7 @@ from workers.catalogue import leases as _leases
 from workers.catalogue import memberships as _memberships
 from workers.catalogue import migrations, schema
 from workers.catalogue import pairs as _pairs
+from workers.catalogue import places as _places
 from workers.catalogue import points as _points
 from workers.catalogue import rebuilding as _rebuilding
 from workers.catalogue import runs as _runs
@@ -223,6 +224,12 @@ class Catalogue(Database):
     applying = _half_applied.applying
     applied = _half_applied.applied
     half_applied = _half_applied.half_applied
+
+    take_places = _places.take_places
+    keep_places = _places.keep_places
+    leave_places = _places.leave_places
+    places = _places.places
+    share = _places.share
 
     record_point = _points.record_point
     points = _points.points

@@ -73,7 +73,7 @@ def _streak(uncounted: tuple[str, ...]) -> list[sa.ColumnElement[Any]]:
         bad.fence > sa.func.coalesce(well.correlate(schema.targets).scalar_subquery(), 0),
         bad.fence > sa.func.coalesce(T.forgiven, 0),
         bad.state == RunState.FAILED,
-        bad.kind.in_((RunKind.BACKUP, RunKind.SYNC)),
+        bad.kind.in_((RunKind.BACKUP, RunKind.SYNC, RunKind.COPY)),
         sa.func.coalesce(bad.family, "").not_in(uncounted),
     )
     asked = {

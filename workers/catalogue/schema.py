@@ -267,6 +267,16 @@ points = sa.Table(
     sa.Index("ix_points_store_vm_seq", "store", "vm", "seq"),
 )
 
+#: Who has one of few places just now: of a link, a host, a datastore, a vCenter.
+places = sa.Table(
+    "places",
+    metadata,
+    _text("resource", primary_key=True),
+    _text("holder", primary_key=True),
+    _time("lease_until"),
+    sa.Index("ix_places_holder", "holder"),
+)
+
 failures = sa.Table(
     "failures",
     metadata,

@@ -9,7 +9,7 @@ import os
 
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
-from workers.settings.places import BucketSettings, Flower, RecoveryTarget, Site, StoreSettings
+from workers.settings.places import BucketSettings, Flower, Limits, Link, RecoveryTarget, Site, StoreSettings, Window
 from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
@@ -22,6 +22,8 @@ __all__ = [
     "Flower",
     "Group",
     "Keep",
+    "Limits",
+    "Link",
     "Loaded",
     "RecoveryTarget",
     "ReplicaOverride",
@@ -33,6 +35,7 @@ __all__ = [
     "StoreSettings",
     "Tuning",
     "VmOverride",
+    "Window",
     "find",
     "load",
     "load_with_origins",

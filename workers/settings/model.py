@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from workers.errors import ConfigError
 from workers.models import Model
 from workers.settings import secrets
-from workers.settings.places import Flower, RecoveryTarget, Site, StoreSettings
+from workers.settings.places import Flower, Limits, Link, RecoveryTarget, Site, StoreSettings
 from workers.settings.policy import Group
 from workers.settings.values import Interval, Size, one_of, seconds
 
@@ -102,6 +102,10 @@ class Settings(Model):
     sites: dict[str, Site]
     #: where restore points are kept, by name
     stores: dict[str, StoreSettings]
+    #: ways between sites that are not to be filled, by name
+    links: dict[str, Link] = Field(default_factory=dict)
+    #: workers that are at one host, datastore or vCenter at once
+    limits: Limits = Limits()
     #: recovery targets, where replicas go, by name
     targets: dict[str, RecoveryTarget] = Field(default_factory=dict)
     #: VMs with one policy, by the group's name
@@ -180,13 +184,25 @@ class Settings(Model):
             yield from _known(("groups", name, "store"), group.store, self.stores)
             for aim in group.targets:
                 yield from _known(("groups", name, "target"), aim, self.targets)
+            for source in group.sources:
+                yield from _known(("groups", name, "sources"), source, self.stores)
+            if group.copying is not None:
+                to = ("groups", name, "copy", "to")
+                yield from _known(to, group.copying.to, self.stores)
+                if group.copying.to == group.store:
+                    yield to, f"{'.'.join(to)} = {group.store!r} is the group's own store: a copy goes to another one"
             for vm, override in group.overrides.items():
                 for aim in override.targets:
                     key = ("groups", name, "overrides", vm, "targets")
                     yield from _known(key, aim, dict.fromkeys(group.targets))
         for name, target in self.targets.items():
             yield from _known(("targets", name, "site"), target.site, self.sites)
+        for name, site in self.sites.items():
+            if site.link is not None:
+                yield from _known(("sites", name, "link"), site.link, self.links)
         for name, store in self.stores.items():
+            if store.link is not None:
+                yield from _known(("stores", name, "link"), store.link, self.links)
             if store.site:
                 yield from _known(("stores", name, "site"), store.site, self.sites)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from workers.models import Model, Provisioning
 from workers.settings import secrets
-from workers.settings.values import Size, one_of, size
+from workers.settings.values import Size, Zone, one_of, size
 
 P = TypeVar("P", "Site", "Flower")
 
@@ -43,6 +44,8 @@ class Site(Model):
     datastores: dict[str, Path] = Field(default_factory=dict)
     #: bytes a second that each worker process reads from, or writes to, this site's disks at most; none = no limit
     worker_rate: Size | None = None
+    #: the link between this site and others
+    link: str | None = None
 
     _one_password = model_validator(mode="after")(_one_password)
 
@@ -101,6 +104,96 @@ class BucketSettings(Model):
         return AccessKey(*parts)
 
 
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_CLOCK = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]|24:00")
+
+
+class Window(Model):
+    """When a link has another limit."""
+
+    #: from this time of the day on, e.g. "08:00"
+    since: str = Field(alias="from")
+    #: until then; earlier than `from` means the next morning
+    to: str
+    #: on which days it begins: "mon-fri", "sat,sun"
+    days: str = "mon-sun"
+    #: bytes a second meanwhile; none = no limit
+    rate: Size | None = None
+    #: whose days and times these are
+    timezone: Zone = "UTC"
+
+    @field_validator("since", "to")
+    @classmethod
+    def _clock(cls, text: str) -> str:
+        if not _CLOCK.fullmatch(text):
+            raise ValueError("a time of the day in quotation marks, from 00:00 to 24:00")
+        return text
+
+    @field_validator("days")
+    @classmethod
+    def _of_a_week(cls, text: str) -> str:
+        _weekdays(text)
+        return text
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Window:
+        if self.begins == self.ends:
+            raise ValueError("'from' and 'to' are the same time; for a whole day write from = '00:00', to = '24:00'")
+        return self
+
+    @property
+    def begins(self) -> int:
+        return _minutes(self.since)
+
+    @property
+    def ends(self) -> int:
+        return _minutes(self.to)
+
+    @property
+    def weekdays(self) -> frozenset[int]:
+        """0 = Monday."""
+        return _weekdays(self.days)
+
+
+def _minutes(text: str) -> int:
+    hours, minutes = text.split(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def _weekdays(text: str) -> frozenset[int]:
+    found: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise ValueError("days as mon, tue, wed, thu, fri, sat and sun, e.g. 'mon-fri' or 'sat,sun'")
+        begin, end = _DAYS.index(first), _DAYS.index(last or first)
+        found.update(day % 7 for day in range(begin, end + 1 if end >= begin else end + 8))
+    return frozenset(found)
+
+
+class Link(Model):
+    """A way between sites that is not to be filled: what crosses it is limited, for all workers together."""
+
+    #: bytes a second; none = no limit but in the windows
+    rate: Size | None = None
+    #: when there is another limit; the first one that is open decides
+    windows: tuple[Window, ...] = ()
+
+
+class Limits(Model):
+    """How many workers are at one of these at once at most; 0 = no limit. A worker at a VM counts once for each."""
+
+    # VMware says (VDDK programming guide): a host has 48 MB of NFC buffers, about 1 MB for each connection; 50 disks
+    # at once on a host, 52 connections through a vCenter. A worker may have several disks open, and others than we are
+    # there, too. Of datastores it says nothing: 8 workers are two VMs at `spread`.
+    #: an ESXi host
+    host: int = Field(default=8, ge=0)
+    #: a datastore
+    datastore: int = Field(default=8, ge=0)
+    #: a vCenter
+    vcenter: int = Field(default=32, ge=0)
+
+
 class StoreSettings(Model):
     """Where backups are kept."""
 
@@ -120,6 +213,8 @@ class StoreSettings(Model):
     key_env: str | None = None
     #: the site where it stands; empty = it can be read wherever replicas are, whatever else is down
     site: str = ""
+    #: the link between it and other sites; without it, its site's
+    link: str | None = None
     #: packs of which less than this share is in use are compacted; 0 = never
     compact_below: float = Field(default=0.5, ge=0, le=0.95)
     #: bytes a second that a compaction reads and writes at most; none = no limit

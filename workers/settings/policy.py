@@ -72,6 +72,19 @@ class Keep(Model):
         return self
 
 
+class CopyTo(Model):
+    """Restore points are copied to a second store: after each backup (the default), on a schedule, or both."""
+
+    #: that store
+    to: str
+    #: as soon as there is a new restore point
+    after_backup: bool = True
+    #: and, or instead, by a schedule of its own
+    schedule: Schedule | None = None
+    #: which copies are kept; without it, the group's `keep`
+    keep: Keep | None = None
+
+
 class ReplicaOverride(Model):
     """What is different for one VM's replica. What is not given is as the recovery target says."""
 
@@ -131,6 +144,8 @@ class Group(Model):
     grace: Interval | None = None
     #: where their restore points go
     store: str
+    #: stores that replicas are brought up from, the preferred one first; without it, `store`
+    sources: tuple[str, ...] = ()
     #: recovery target, or several; without one the VMs are backed up only
     target: str | tuple[str, ...] | None = None
     #: have VMware Tools bring the guest to rest; a guest that cannot be gives a crash-consistent point and a note
@@ -141,6 +156,8 @@ class Group(Model):
     replicate: ReplicateWhen = ReplicateWhen()
     #: retention: which restore points are kept per VM
     keep: Keep = Keep(last=14)
+    #: a second store for copies of them, and when they are due
+    copying: CopyTo | None = Field(default=None, alias="copy")
     #: the age that the data may reach: of the replica, or without one of the newest restore point
     rpo: Interval | None = None
     #: whether everything may be read or compared again: by itself, once a person approves, or never
@@ -179,6 +196,13 @@ class Group(Model):
     def rule(self) -> Rule:
         # An empty `vms` is allowed and names nobody, which a rule cannot say: so it is not validated again.
         return self.members if self.members is not None else Rule.model_construct({"name"}, name=self.vms or ())
+
+    def kept_in(self, store: str) -> list[Keep]:
+        """What the group keeps in a store: of its restore points, of their copies."""
+        found = [self.keep] if store == self.store else []
+        if self.copying is not None and self.copying.to == store:
+            found.append(self.copying.keep or self.keep)
+        return found
 
     @property
     def targets(self) -> tuple[str, ...]:

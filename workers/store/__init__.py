@@ -13,10 +13,21 @@ compaction  moves what is in use of packs that are mostly dead into new ones; th
 """
 
 from workers.store.compact import CompactReport
+from workers.store.intake import Brought, Intake
 from workers.store.prune import PruneReport
 from workers.store.read import DiskReader
 from workers.store.stats import Figures
 from workers.store.store import Store
 from workers.store.write import Segment, StoreWriter
 
-__all__ = ["CompactReport", "DiskReader", "Figures", "PruneReport", "Segment", "Store", "StoreWriter"]
+__all__ = [
+    "Brought",
+    "CompactReport",
+    "DiskReader",
+    "Figures",
+    "Intake",
+    "PruneReport",
+    "Segment",
+    "Store",
+    "StoreWriter",
+]

@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workers.errors import StoreDamaged
 from workers.store import files, layout
 from workers.store.layout import FORMAT, INDEX_HEAD, INDEX_HEAD_SIZE, INDEX_MAGIC, PACKED
-from workers.store.packs import PackCache, pack_ids
+from workers.store.packs import Pack, PackCache, pack_ids
 from workers.store.place import Path
 
 Keys = NDArray[np.uint64]
@@ -80,10 +80,17 @@ class Run:
         return len(self.keys)
 
 
+#: whether a pack's blob has the content that a digest stands for
+Holds = Callable[[Pack, int, bytes], bool]
+
+
 class Index:
     """What one writer looks things up in: the published runs as of its start, and its own sealed packs."""
 
-    def __init__(self, folder: Path, packs: PackCache, *, avoid: Collection[int] = ()) -> None:
+    def __init__(
+        self, folder: Path, packs: PackCache, *, avoid: Collection[int] = (), holds: Holds | None = None
+    ) -> None:
+        self._holds = holds or (lambda pack, slot, digest: pack.digest(slot) == digest)
         self._folder = folder
         self._packs = packs
         self._avoid = frozenset(avoid)
@@ -110,7 +117,7 @@ class Index:
             number, slot = place >> 32, place & 0xFFFFFFFF
             pack_id = int(run.packs[number]) if number < len(run.packs) else 0
             pack = self._packs.find(pack_id) if pack_id and pack_id not in self._avoid else None
-            if pack is not None and slot < len(pack) and pack.digest(slot) == digest:
+            if pack is not None and slot < len(pack) and self._holds(pack, slot, digest):
                 return pack_id, slot
             at += 1
         return None

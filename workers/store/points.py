@@ -117,7 +117,7 @@ class Points:
         taken = [seq for seq in self.sequences(vm) if seq >= point.seq and not self._claimed(vm, seq)]
         if taken:
             raise _taken(point, self.read(vm, taken[-1]))
-        if point.parent is not None:
+        if point.parent is not None and not point.copied_from:  # of a copy the point before it may not be here
             parent = self.read(vm, point.seq - 1)
             if parent is None or parent.id != point.parent:
                 raise Conflict(

@@ -6,7 +6,7 @@ import errno
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,8 +52,18 @@ class Rows(NamedTuple):
 class DiskReader:
     """Implements `workers.point.Reader`. Safe for several threads."""
 
-    def __init__(self, maps: Maps, packs: PackCache, disk: PointDisk, *, held: object = None) -> None:
-        """`held` is what keeps the files of the disk's segments as long as this reader lives."""
+    def __init__(
+        self,
+        maps: Maps,
+        packs: PackCache,
+        disk: PointDisk,
+        *,
+        held: object = None,
+        carried: Callable[[int], None] | None = None,
+    ) -> None:
+        """`held` is what keeps the files of the disk's segments as long as this reader lives. `carried` is told of
+        bytes before they are fetched; it may take its time."""
+        self._carried = carried
         self.size = disk.disk.capacity
         self.held = held
         self._maps = maps
@@ -192,14 +202,9 @@ class DiskReader:
         first, last = blobs[numbers[0]][1], blobs[numbers[-1]][1]
         start = int(pack.offsets[first])
         length = int(pack.offsets[last] + pack.stored[last]) - start
-        try:
-            data = memoryview(files.read_all(pack.fd, length, start))
-        except OSError as err:
-            if err.errno != errno.EIO:
-                raise
-            raise layout.damaged(
-                pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}"
-            ) from err
+        if self._carried is not None:
+            self._carried(length)
+        data = memoryview(fetch(pack, start, length))
         for number in numbers:
             slot = blobs[number][1]
             offset = int(pack.offsets[slot]) - start
@@ -215,6 +220,16 @@ def opened(pack: Pack, slot: int, stored: memoryview) -> memoryview:
         return pack.opened(slot, stored)
     except crypt.Broken as err:
         raise _bad_blob(pack, slot, "is not what was sealed with this store's key") from err
+
+
+def fetch(pack: Pack, start: int, length: int) -> bytes:
+    """Bytes of a pack as they lie there. What its device cannot read counts as damage."""
+    try:
+        return files.read_all(pack.fd, length, start)
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        raise layout.damaged(pack.path, f"bytes {start} to {start + length} cannot be read: {err.strerror}") from err
 
 
 def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:

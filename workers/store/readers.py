@@ -25,6 +25,7 @@ class Reading:
 
     def __init__(self, path: Path, fd: int, presence: presence.Presence | None = None) -> None:
         self.path = path
+        self.ended = False
         self._fd = fd
         self._presence = presence
         self._pid = os.getpid()
@@ -35,6 +36,7 @@ class Reading:
         return self._presence is not None and self._presence.lapsed
 
     def close(self) -> None:
+        self.ended = True
         if self._presence is not None:
             return self._presence.close()
         fd, self._fd = self._fd, -1

@@ -7,6 +7,9 @@ import datetime
 import os
 import secrets
 import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 from workers import faults
 from workers.errors import BadInput, NotFound
@@ -16,6 +19,7 @@ from workers.settings import StoreSettings, size
 from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
 from workers.store.crypt import PLAIN, Keys
+from workers.store.intake import Intake
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
@@ -31,6 +35,9 @@ from workers.store.write import StoreWriter
 from workers.store.writers import Writers
 
 _FOLDERS = ("packs", "maps", "points", "pins", "writers", "readers", "tombs", "index", "compaction", "suspects")
+
+#: what this process is registered as reading, in any of its stores
+_readings: weakref.WeakSet[Reading] = weakref.WeakSet()
 
 
 class Store:
@@ -128,8 +135,10 @@ class Store:
 
     def _enter(self) -> None:
         with self._lock:
-            if self._reading is None:
+            if self._reading is None or self._reading.ended:
                 self._reading = self._readers.enter()
+                if self._reading is not None:
+                    _readings.add(self._reading)
 
     def free(self) -> int | None:
         """Bytes that it may still take; None where nobody knows of a limit."""
@@ -142,13 +151,23 @@ class Store:
                 self._reading.close()
                 self._reading = None
 
+    @staticmethod
+    def close_all() -> None:
+        """As `close`, for all that any store handed out in this process: at the end of a task. An error that somebody
+        keeps holds the frames of its callers, and these their stores: after an outage of PostgreSQL, or of Redis, an
+        idle worker was a reader for 180 s and more, for which every prune waited.
+        """
+        for reading in list(_readings):
+            reading.close()
+
     def _own(self) -> str | None:
         return self._reading.path.name if self._reading is not None else None
 
-    def reader(self, point: RestorePoint, disk_id: str) -> DiskReader:
+    def reader(self, point: RestorePoint, disk_id: str, carried: Callable[[int], None] | None = None) -> DiskReader:
+        """`carried` is told of bytes before they are fetched."""
         for disk in point.disks:
             if disk.disk.id == disk_id:
-                return DiskReader(self._maps, self._packs, disk, held=self._reading)
+                return DiskReader(self._maps, self._packs, disk, held=self._reading, carried=carried)
         known = ", ".join(f"{disk.disk.id} ({disk.disk.label})" for disk in point.disks) or "none"
         raise NotFound(f"restore point {point.id} of {point.vm.name} has no disk {disk_id!r}; its disks: {known}")
 
@@ -161,22 +180,30 @@ class Store:
 
     # --- writing --------------------------------------------------------------------------------------------
 
-    def writer(self, run: str) -> StoreWriter:
-        """Registers the run first; from then on prune spares what it may refer to."""
+    def writer(self, run: str, carried: Callable[[int], None] | None = None) -> StoreWriter:
+        """Registers the run first; from then on prune spares what it may refer to. `carried` is told of bytes before
+        they are fetched from the parent, or written."""
         with files.room(self.path):
-            note = self._writers.register(run)
-            files.look_anew(self._packs.folder)
-            faults.at("store.registered")
-            return StoreWriter(
-                self.path,
-                run,
-                maps=self._maps,
-                packs=self._packs,
-                points=self._points,
-                writers=self._writers,
-                avoid=self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
-                note=note,
-            )
+            return StoreWriter(self.path, run, crossing=carried, **self._for_writer(run))
+
+    def intake(self, run: str, source: Store, carried: Callable[[int], None]) -> Intake:
+        """A writer that takes over what points of `source` hold. `carried` is told of bytes before they are fetched."""
+        with files.room(self.path):
+            given = self._for_writer(run)
+            return Intake(self.path, run, maps_there=source._maps, packs_there=source._packs, carried=carried, **given)
+
+    def _for_writer(self, run: str) -> dict[str, Any]:
+        note = self._writers.register(run)
+        files.look_anew(self._packs.folder)
+        faults.at("store.registered")
+        return {
+            "maps": self._maps,
+            "packs": self._packs,
+            "points": self._points,
+            "writers": self._writers,
+            "avoid": self._pruner.buried() | self._compactor.emptied() | self._suspects.all(),
+            "note": note,
+        }
 
     def abandon(self, run: str) -> None:
         """The run will never commit: what it wrote is given up, and a stopped process of it can publish nothing."""
@@ -233,7 +260,8 @@ class Store:
         root = files.fresh(self.path)
         maps, packs = self._maps, self._packs
         if root is not self.path:
-            maps, packs = Maps(root / "maps"), PackCache(root / "packs")
+            keys = self._packs.keys
+            maps, packs = Maps(root / "maps", keys), PackCache(root / "packs", keys)
         return Verifier(root, maps=maps, packs=packs, points=self._points, suspects=self._suspects)
 
     def pack_sizes(self) -> dict[int, int]:

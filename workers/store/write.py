@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -65,7 +65,9 @@ class StoreWriter:
         writers: Writers,
         avoid: set[int],
         note: Path,
+        crossing: Callable[[int], None] | None = None,
     ) -> None:
+        self._crossing = crossing
         self.run = run
         self._root = root
         self._maps = maps
@@ -83,7 +85,7 @@ class StoreWriter:
         self._lanes: list[Lane] = []
         self._failed: BaseException | None = None
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -140,7 +142,7 @@ class StoreWriter:
         candidates = candidates.clip(base, end)
         reader = None
         if parent is not None:
-            reader = _Padded(DiskReader(self._maps, self._packs, parent))
+            reader = _Padded(DiskReader(self._maps, self._packs, parent, carried=self._crossing))
             if mode == "compare":
                 candidates |= mapped(before, base).clip(base, end)
         work = Work(
@@ -253,6 +255,8 @@ class StoreWriter:
         return found
 
     def _store(self, blobs: Sequence[Blob], data: memoryview) -> tuple[int, int]:
+        if self._crossing is not None:
+            self._crossing(len(data))
         with self._lock:
             pack = self._pack
             if pack is None or pack.full:

@@ -1,0 +1,96 @@
+"""The limit of a link, shared by all who use it just now: leases in the catalogue say how many they are."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from workers import bandwidth
+from workers.errors import FencedOut, UnderstudyError
+from workers.run import Here, Live
+from workers.settings import Link
+
+log = structlog.get_logger()
+
+#: seconds between two looks at the catalogue, whatever is carried meanwhile
+LOOK = 5.0
+#: seconds after its last look that a worker counts as one of those who share
+LEASE = 15.0
+
+
+class Share:
+    """One worker's part of a link: its rate now, divided by how many there are. Who is late does not catch up."""
+
+    def __init__(
+        self,
+        here: Here,
+        name: str,
+        link: Link,
+        holder: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._here, self._name, self._link, self._holder = here, name, link, holder
+        self._clock, self._sleep = clock, sleep
+        self._lock = threading.Lock()
+        self._free = clock()
+        self._looked: float | None = None
+        #: bytes a second; None = no limit
+        self.rate: float | None = None
+
+    def wait(self, count: int, stopped: Callable[[], bool]) -> None:
+        """Return when so many more bytes may have crossed, or nobody wants them any more. All threads in one line."""
+        with self._lock:
+            left = float(count)
+            while left > 0 and not stopped():
+                self._look()
+                if self.rate is None:
+                    return
+                part = min(left, self.rate)  # a second's worth: a window may open, others may come
+                now = self._clock()
+                self._free = max(self._free, now) + part / self.rate
+                left -= part
+                self._sleep(self._free - now)
+
+    def _look(self) -> None:
+        now = self._clock()
+        if self._looked is not None and now - self._looked < LOOK:
+            return
+        self._looked = now
+        try:
+            many = self._here.catalogue.share(f"link {self._name}", self._holder, LEASE)
+            limit = bandwidth.rate(self._link, self._here.catalogue.now())
+        except UnderstudyError as err:
+            log.warning(f"the link {self._name} is used as before, for nobody can say who shares it: {err}")
+            return
+        self.rate = max(1.0, limit / many) if limit is not None else None
+
+
+class Toll:
+    """Called with a number of bytes before they cross: returns when it is their turn."""
+
+    def __init__(self, live: Live, names: Sequence[str]) -> None:
+        self._live = live
+        links = live.here.settings.links
+        self._shares = [Share(live.here, name, links[name], live.owner) for name in names if name in links]
+
+    def __call__(self, count: int) -> None:
+        for share in self._shares:
+            share.wait(count, lambda: self._live.lost)
+        if self._live.lost:
+            raise FencedOut(f"the lease of run {self._live.run.id} ran out on this worker; it carries nothing more")
+
+
+def toll(live: Live, *stores: str) -> Toll:
+    """For bytes between these stores and the workers of the run's site. What is fetched and sent over one link counts
+    twice."""
+    settings = live.here.settings
+    names = [name for store in stores for name in bandwidth.crossed(settings, store, live.run.site)]
+    for name in dict.fromkeys(names):
+        limit = bandwidth.rate(settings.links[name], live.here.catalogue.now())
+        live.note(f"over the link {name}, which all share: {f'{limit} bytes a second' if limit else 'no limit'} now")
+    return Toll(live, names)

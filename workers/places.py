@@ -1,0 +1,34 @@
+"""Places on what bears few at a time: a host, a datastore, a vCenter. Who finds none free goes back to the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from workers.models import VmState
+from workers.run import Live, NotYet
+from workers.settings import Limits, seconds
+
+
+def demand(live: Live, site: str, state: VmState | None, datastores: Iterable[str] = ()) -> None:
+    """A place for this worker on each that the VM, or what is to become one, lies on: all of them, or `NotYet`.
+
+    They are let go with the message, but kept for the next one of a run whose time was up. Repeatable.
+    """
+    wanted = wanted_of(live.here.settings.limits, site, state, datastores)
+    lease = 2 * seconds(live.here.settings.tuning.lease)
+    busy = live.here.catalogue.take_places(live.place_holder, wanted, lease)
+    if busy is not None:
+        raise NotYet(f"waits for a place on the {busy}: all {wanted[busy]} are taken")
+    live.placed = True
+
+
+def wanted_of(limits: Limits, site: str, state: VmState | None, datastores: Iterable[str] = ()) -> dict[str, int]:
+    """How many places there are of each that is needed; what has no limit is left out."""
+    on = set(datastores)
+    if state is not None:
+        on |= {disk.file.partition("]")[0].removeprefix("[") for disk in state.config.disks}
+    wanted = {f"vcenter of {site}": limits.vcenter}
+    if state is not None and state.host:
+        wanted[f"host {state.host} of {site}"] = limits.host
+    wanted |= {f"datastore {name} of {site}": limits.datastore for name in sorted(on)}
+    return {name: most for name, most in wanted.items() if most}
