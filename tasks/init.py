@@ -125,7 +125,7 @@ def _catalogue(url: str) -> str:
 def _store(name: str, place: StoreSettings) -> str:
     try:
         Store.at(place)
-        return f"store {name} {place.path}: is there"
+        return f"store {name} {place.where}: is there"
     except NotFound:
-        made = Store.create(place.path, place.key())
-        return f"store {name} {place.path}: made{', encrypted' if made.encrypted else ''}"
+        made = Store.make(place)
+        return f"store {name} {place.where}: made{', encrypted' if made.encrypted else ''}"

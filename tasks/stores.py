@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,10 +53,11 @@ def _uuids(here: Here, store: Store, vm: str) -> list[str]:
 def reachable(here: Here) -> list[dict[str, Any]]:
     found = []
     for name, configured in here.settings.stores.items():
-        line: dict[str, Any] = {"store": name, "path": str(configured.path), "vms": None, "free": None, "trouble": None}
+        line: dict[str, Any] = {"store": name, "path": configured.where, "vms": None, "free": None, "trouble": None}
         try:
             with storage_in_words():
-                line |= {"vms": len(opened(here, name).vms()), "free": shutil.disk_usage(configured.path).free}
+                store = opened(here, name)
+                line |= {"vms": len(store.vms()), "free": store.free()}
         except UnderstudyError as err:
             line["trouble"] = str(err)
         found.append(line)
@@ -67,10 +67,9 @@ def reachable(here: Here) -> list[dict[str, Any]]:
 def listed(found: Sequence[dict[str, Any]]) -> None:
     rows = show.table("store", "path", "VMs", "free", right=("VMs", "free"))
     for line in found:
-        known = line["trouble"] is None
-        rows.add_row(
-            line["store"], line["path"], *((str(line["vms"]), show.size(line["free"])) if known else ("-", "-"))
-        )
+        vms = "-" if line["vms"] is None else str(line["vms"])
+        free = "-" if line["free"] is None else show.size(line["free"])
+        rows.add_row(line["store"], line["path"], vms, free)
     show.console().print(rows)
     for line in found:
         if line["trouble"]:
@@ -114,7 +113,7 @@ def figures(name: str, found: Figures) -> None:
     rows.add_row(
         "freed by a compaction", f"{show.size(found.compactable)} of {show.size(found.dead)} that are dead in packs"
     )
-    rows.add_row("free on the file system", show.size(found.free))
+    rows.add_row("free on the file system", show.size(found.free) if found.free is not None else "not known")
     last = list(found.grown.items())[-7:]
     rows.add_row("grown by day", ", ".join(f"{day}: {show.size(count)}" for day, count in last) or "-")
     show.console().print(rows)

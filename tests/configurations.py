@@ -33,7 +33,14 @@ FULL: dict[str, Any] = {
         "main": {
             "path": "store", "site": "dr", "scrub": 0.1, "compact_below": 0.4, "compact_rate": "50MB", "key_file": "p",
         },
-        "other": {"path": "other", "key_env": "P"},
+        "cloud": {
+            "s3": {
+                "bucket": "b", "prefix": "p/", "endpoint": "https://s3.example.com", "region": "r",
+                "access_key_file": "p", "ca_file": "ca.pem",
+            },
+            "cache": "cache", "cache_size": "20GiB", "key_env": "P",
+        },
+        "cold": {"s3": {"bucket": "c", "access_key_env": "P"}},
         "far": {"path": "far", "link": "wan"},
     },
     "limits": {"host": 8, "datastore": 4, "vcenter": 0},
@@ -68,13 +75,14 @@ FULL: dict[str, Any] = {
             },
         },
         "rest": {
-            "source": "prod", "store": "other", "grace": "10d",
+            "source": "prod", "store": "cloud", "grace": "10d",
             "members": {
                 "name": "*", "folder": "DC0/Production", "tag": ["tier:web", "sla"], "datastore": "ds*",
                 "cluster": "C1", "power": "on", "template": False, "all": [{"name": "a*"}], "any": [{"name": "b*"}],
                 "not": {"power": "off"},
             },
         },
+        "cold": {"source": "prod", "vms": ["cold-*"], "store": "cold"},
     },
     "grace": "30d",
     "flower": {"user": "operator", "password_env": "F"},

@@ -31,7 +31,7 @@ CLEAN = changed(redis="redis://127.0.0.1:1/0")
 def test_a_right_configuration_is_ok() -> None:
     write(CLEAN)
     said = understudy("config", "check", "--strict")
-    assert said == (0, "ok: understudy.toml, 2 sites, 3 stores, 1 recovery targets, 2 groups\n", "")
+    assert said == (0, "ok: understudy.toml, 2 sites, 4 stores, 1 recovery targets, 3 groups\n", "")
     found = json.loads(understudy("config", "check", "--json").out)
     assert (found["ok"], found["mistakes"], found["warnings"]) == (True, [], [])
 

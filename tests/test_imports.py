@@ -37,6 +37,8 @@ ONLY_IN = {
     "pyVmomi": ("workers/vsphere/",),
     "pyVim": ("workers/vsphere/",),
     "vmware": ("workers/vsphere/",),
+    "boto3": ("workers/store/",),
+    "botocore": ("workers/store/",),
     "sqlalchemy": ("workers/catalogue/", "tasks/result_backend.py"),
     "alembic": ("workers/catalogue/",),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
@@ -112,11 +111,12 @@ def groups(here: Here) -> Iterator[Finding]:
 
 
 def _store(place: StoreSettings) -> str:
-    store, path = Store.at(place), place.path
-    if not os.access(path, os.W_OK):
-        raise NotFound(f"the store {path} may not be written to by this user; check the rights on its folder")
+    store = Store.at(place)
+    if place.path is not None and not os.access(place.path, os.W_OK):
+        raise NotFound(f"the store {place.path} may not be written to by this user; check the rights on its folder")
+    free = store.free()
     how = ", encrypted" if store.encrypted else ""
-    return f"{path}{how}, {len(store.vms())} VMs, {_gib(shutil.disk_usage(path).free)} free"
+    return f"{place.where}{how}, {len(store.vms())} VMs" + (f", {_gib(free)} free" if free is not None else "")
 
 
 def _inventory(settings: Settings, name: str, here: Here | None) -> str:

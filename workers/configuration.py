@@ -134,6 +134,10 @@ def exposed(settings: Settings) -> list[Remark]:
         if site.ca_file is not None and not os.path.isfile(site.ca_file):
             named = ("sites", name, "ca_file")
             found.append(Remark(named, f"{shape.dotted(named)}: {site.ca_file} is not there, or is not a file"))
+    for name, store in settings.stores.items():
+        if store.s3 is not None and store.s3.ca_file is not None and not os.path.isfile(store.s3.ca_file):
+            named = ("stores", name, "s3", "ca_file")
+            found.append(Remark(named, f"{shape.dotted(named)}: {store.s3.ca_file} is not there, or is not a file"))
     return found
 
 
@@ -144,6 +148,8 @@ def _secrets(settings: Settings) -> Iterator[tuple[Key, Path | None, str | None]
         yield ("sites", name, "password"), site.password_file, site.password_env
     for name, store in settings.stores.items():
         yield ("stores", name, "key"), store.key_file, store.key_env
+        if store.s3 is not None:
+            yield ("stores", name, "s3", "access_key"), store.s3.access_key_file, store.s3.access_key_env
     if settings.flower is not None:
         yield ("flower", "password"), settings.flower.password_file, settings.flower.password_env
 

@@ -114,7 +114,8 @@ def base_of(decision: Decision, disk: str) -> tuple[PointDisk, PointDisk] | None
 
 def check_ends(settings: Settings, source: str, to: str) -> None:
     """Raises `BadInput` where both ends are one store, `ConfigError` where one is not configured."""
-    if source == to or settings.store(source).path == settings.store(to).path:
+    here, there = settings.store(source), settings.store(to)
+    if source == to or (here.path, here.s3) == (there.path, there.s3):
         raise BadInput(
             f"{source} and {to} are one store: a copy needs two. `understudy store list` has what is configured"
         )

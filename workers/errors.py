@@ -9,6 +9,7 @@ UnderstudyError                 a sentence for people: what, where, what to do n
 │   ├── CarrierFailed           VMware's library, or the host that it talks to, failed or fell silent
 │   ├── TargetBusy              the replica is being compared; that ends first
 │   ├── BrokerUnreachable       Redis does not answer
+│   ├── StoreUnreachable        the bucket of a store does not answer
 │   └── CatalogueUnreachable    the catalogue's database does not answer
 ├── NeedsCompare                what changed is not known: read and compare, never skip
 │   └── ChangeTrackingUnusable  CBT is off, was reset, or contradicts itself
@@ -80,6 +81,10 @@ class TargetBusy(Transient):
 
 class BrokerUnreachable(Transient):
     family = "broker unreachable"
+
+
+class StoreUnreachable(Transient):
+    family = "store unreachable"
 
 
 class CatalogueUnreachable(Transient):

@@ -12,6 +12,7 @@ from workers.settings import Settings
 from workers.settings.secrets import KEY
 from workers.settings.secrets import key as read_key
 from workers.store import keyring
+from workers.store.store import configured
 
 
 class KeyReport(Model):
@@ -53,10 +54,10 @@ def report(settings: Settings, store: str) -> KeyReport:
     """Which keys open the store. Also where the configured one does not."""
     place = settings.store(store)
     key = place.key()
-    found = keyring.read(place.path)
+    found = keyring.read(configured(place))
     return KeyReport(
         store=store,
-        path=str(place.path),
+        path=place.where,
         keys=tuple(sorted(found.sealed or ())),
         configured=keyring.key_id(key) if key is not None else None,
     )
@@ -65,13 +66,13 @@ def report(settings: Settings, store: str) -> KeyReport:
 def add(settings: Settings, store: str, new_file: Path) -> KeyReport:
     """The key in `new_file` opens the store from now on, beside the one that is configured."""
     place = settings.store(store)
-    keyring.add(place.path, _configured(settings, store), read_key(new_file, None, "a store's key"))
+    keyring.add(configured(place), _configured(settings, store), read_key(new_file, None, "a store's key"))
     return report(settings, store)
 
 
 def finish(settings: Settings, store: str) -> KeyReport:
     """Only the key that is configured opens the store any more."""
-    ended = keyring.keep_only(settings.store(store).path, _configured(settings, store))
+    ended = keyring.keep_only(configured(settings.store(store)), _configured(settings, store))
     return report(settings, store).model_copy(update={"ended": ended})
 
 

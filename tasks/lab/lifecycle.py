@@ -89,7 +89,7 @@ def up(
         lab = _bring_up(folder, lab, [name for name in services.FOUNDATION if name in only], concurrency)
         settings = load(configuration.write_understudy(folder, lab.ports, extra))
         Catalogue.create(settings.catalogue).close()
-        Store.create(settings.stores["main"].path)
+        Store.make(settings.stores["main"])
         _bring_up(
             folder, lab, [name for name in services.NAMES[len(services.FOUNDATION) :] if name in only], concurrency
         )

@@ -46,7 +46,7 @@ class World:
         self.config = folder / "understudy.toml"
         self.settings: Settings = load(self.config)
         self.catalogue = Catalogue.create(self.settings.catalogue)
-        self.store = Store.create(self.settings.stores["main"].path)
+        self.store = Store.make(self.settings.stores["main"])
         self.here = Here(self.settings, self.catalogue)
         #: VM name -> disk id -> what the guest has written
         self.log: dict[str, dict[str, bytearray]] = {}
@@ -74,7 +74,9 @@ class World:
                 *(f'{ds} = "{vcenter.datastores / ds}"' for ds in changes.get("mounted", ("ds1", "ds2"))),
             ]
         lines += [
-            f'[stores.main]\npath = "store"\nscrub = {changes.get("scrub", 0)}',
+            "[stores.main]",
+            changes.get("place", 'path = "store"'),
+            f"scrub = {changes.get('scrub', 0)}",
             *changes.get("store", ()),
             '[targets.recovery]\nsite = "dr"\ndatastore = "ds1"\nnetworks = { "*" = "DR Network" }',
             f'[groups.all]\nsource = "prod"\nstore = "main"\ntarget = {json.dumps(changes.get("target", "recovery"))}',

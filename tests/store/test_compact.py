@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.store.conftest import EVERY_SLOWLY, objects
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, make_point, noise, write_disk
 from tests.store.living import (
     SIZE,
@@ -21,11 +22,14 @@ from tests.store.living import (
     scribble,
     size_of,
 )
+from tests.store.objects import ObjectPath
 from tests.store.test_prune import at_step, packs
 from workers.errors import Conflict, NotFound, Refused
 from workers.extents import GRANULE
 from workers.models import RestorePoint
-from workers.store import Store, StoreWriter, usage
+from workers.store import Store, StoreWriter, presence, usage
+
+KINDS = EVERY_SLOWLY
 
 MIB = 1 << 20
 
@@ -36,7 +40,13 @@ def base(kind_of_store: str, tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 @pytest.fixture
-def store(base: Base, tmp_path: Path) -> Store:
+def store(request: pytest.FixtureRequest, base: Base, tmp_path: Path) -> Store:
+    if getattr(request, "param", "folder") == "objects":
+        root = objects(tmp_path)
+        for path in base.path.rglob("*"):
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".lock":
+                root.objects.held[str(path.relative_to(base.path))] = (path.read_bytes(), 0.0)
+        return Store.open(root)
     shutil.copytree(base.path, tmp_path / "store")
     return Store.open(tmp_path / "store")
 
@@ -303,6 +313,8 @@ def test_hole_13_an_old_tombstone_does_not_speak_for_a_pack_that_was_needed_agai
 def test_what_a_dead_reader_left_holds_nothing_up(store: Store, history: History) -> None:
     left = store.path / "readers" / "1-0123456789abcdef"
     left.touch()
+    if isinstance(left, ObjectPath):
+        left.objects.now += presence.DEAD + 1
     compacted(store)
     assert not left.exists()
     assert_as_before(store, history)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.store.conftest import EVERY_SLOWLY
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, make_point, noise, point_disk, write_disk
 from workers.errors import BadInput, NotFound
 from workers.extents import EMPTY, GRANULE, Extents
 from workers.point import Piece
 from workers.store import Store
 from workers.store.layout import BLOCK, SEGMENT
+
+KINDS = EVERY_SLOWLY
 
 MIB = 1 << 20
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.store.conftest import EVERY_SLOWLY
 from tests.store.disks import MemoryDisk, backup, noise
 from workers.disks.memory import MemoryDisk as Target
 from workers.extents import GRANULE, Extents
@@ -15,6 +16,8 @@ from workers.point import Digested, Piece
 from workers.store import Store
 from workers.store.read import DiskReader
 from workers.transfer import copy
+
+KINDS = EVERY_SLOWLY
 
 MIB = 1 << 20
 SIZE = 12 * MIB + 512

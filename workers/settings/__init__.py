@@ -9,7 +9,18 @@ import os
 
 from workers.settings import shape
 from workers.settings.model import Settings, Tuning
-from workers.settings.places import Flower, Hotadd, Limits, Link, RecoveryTarget, Site, StoreSettings, Vddk, Window
+from workers.settings.places import (
+    BucketSettings,
+    Flower,
+    Hotadd,
+    Limits,
+    Link,
+    RecoveryTarget,
+    Site,
+    StoreSettings,
+    Vddk,
+    Window,
+)
 from workers.settings.policy import Group, Keep, ReplicaOverride, ReplicateWhen, Schedule, VmOverride
 from workers.settings.read import DEFAULT_PATHS, Loaded, find, load, load_with_origins
 from workers.settings.rules import Rule
@@ -18,6 +29,7 @@ from workers.settings.values import seconds, size
 __all__ = [
     "DEFAULT_PATHS",
     "FAULT",
+    "BucketSettings",
     "Flower",
     "Group",
     "Hotadd",

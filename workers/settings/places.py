@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -91,6 +91,53 @@ class Site(Model):
     @property
     def bytes_per_second(self) -> int | None:
         return size(self.worker_rate) if self.worker_rate is not None else None
+
+
+class AccessKey(NamedTuple):
+    """What requests to a bucket are signed with. Not to be shown."""
+
+    key: str
+    secret: str
+    token: str = ""
+
+
+class BucketSettings(Model):
+    """An S3-compatible bucket that holds a store. Its endpoint must honour conditional writes."""
+
+    #: its name; it must be there
+    bucket: str
+    #: what the names of the store's objects begin with, so that a bucket can hold several; with or without / at its end
+    prefix: str = ""
+    #: the server's address, such as https://s3.example.com:9000; none = AWS
+    endpoint: str | None = None
+    #: the region that the bucket is in; none = as the environment says, and us-east-1 for a server of one's own
+    region: str | None = None
+    #: the access key: a file with its id in the first line and its secret in the second; never in this file
+    access_key_file: Path | None = None
+    #: or an environment variable that holds id:secret; neither = as AWS' tools find it (environment, machine's role)
+    access_key_env: str | None = None
+    #: the CA of the endpoint's certificate, where the system's CAs do not know it
+    ca_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> BucketSettings:
+        if self.access_key_file is not None and self.access_key_env is not None:
+            raise ValueError("either 'access_key_file' or 'access_key_env', not both")
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError("'endpoint' begins with https:// (or, on a network that is yours alone, http://)")
+        return self
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def login(self) -> AccessKey | None:
+        """None where AWS' own ways find one. Raises `ConfigError`."""
+        if self.access_key_file is None and self.access_key_env is None:
+            return None
+        parts = secrets.parts(
+            self.access_key_file, self.access_key_env, f"the access key of {self}", "its id, its secret"
+        )
+        return AccessKey(*parts)
 
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -186,10 +233,16 @@ class Limits(Model):
 class StoreSettings(Model):
     """Where backups are kept."""
 
-    model_config = ConfigDict(json_schema_extra={"not": {"required": ["key_file", "key_env"]}})
+    model_config = ConfigDict(json_schema_extra=one_of("path", "s3") | {"not": {"required": ["key_file", "key_env"]}})
 
     #: a folder on a file system with fsync and hard links (local disks, NFS)
-    path: Path
+    path: Path | None = None
+    #: or an S3-compatible bucket
+    s3: BucketSettings | None = None
+    #: for a bucket: a folder on each worker for copies of maps, the dedup index, packs' tables; none = below /tmp
+    cache: Path | None = None
+    #: bytes that these copies take at most
+    cache_size: Size = "10GiB"
     #: encrypts it: the file that holds its key (`understudy store key new` writes one); none = it is not encrypted
     key_file: Path | None = None
     #: or an environment variable
@@ -206,6 +259,17 @@ class StoreSettings(Model):
     scrub: float = Field(default=0.02, ge=0, le=1)
 
     @model_validator(mode="after")
+    def _one_place(self) -> StoreSettings:
+        if (self.path is None) == (self.s3 is None):
+            raise ValueError("either 'path' or 's3', exactly one")
+        return self
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return str(self.path if self.path is not None else self.s3)
+
+    @model_validator(mode="after")
     def _one_key(self) -> StoreSettings:
         if self.key_file is not None and self.key_env is not None:
             raise ValueError("either 'key_file' or 'key_env', not both")
@@ -215,7 +279,7 @@ class StoreSettings(Model):
         """None for a store that is not encrypted. Raises `ConfigError`."""
         if self.key_file is None and self.key_env is None:
             return None
-        return secrets.key(self.key_file, self.key_env, f"the key of the store {self.path}")
+        return secrets.key(self.key_file, self.key_env, f"the key of the store {self.where}")
 
 
 class RecoveryTarget(Model):

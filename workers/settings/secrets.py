@@ -33,6 +33,23 @@ def read(file: Path | None, variable: str | None, what: str) -> str:
         raise ConfigError(f"the file {file} cannot be read; write {what} into its first line") from err
 
 
+def parts(file: Path | None, variable: str | None, what: str, which: str) -> list[str]:
+    """Two or three: a file's lines, or what a variable holds between colons. Raises `ConfigError`, without them."""
+    if variable is not None:
+        found = [part.strip() for part in read(None, variable, what).split(":")]
+    else:
+        assert file is not None
+        try:
+            found = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as err:
+            raise ConfigError(f"the file {file} cannot be read; write {what} into it, a line each: {which}") from err
+    if len(found) not in (2, 3) or not all(found):
+        whence = f"the environment variable {variable}" if variable is not None else f"the file {file}"
+        joined = "with a colon between them" if variable is not None else "a line each"
+        raise ConfigError(f"{whence} should hold {what}, {joined}: {which}")
+    return found
+
+
 def key(file: Path | None, variable: str | None, what: str) -> bytes:
     """32 bytes, as 64 hexadecimal digits or Base64. Raises `ConfigError`, which does not show what is there."""
     text = read(file, variable, f"{what}: 32 bytes as 64 hexadecimal digits or in Base64").strip()

@@ -21,7 +21,6 @@ import contextlib
 import json
 import secrets
 import time
-from pathlib import Path
 
 from workers import faults
 from workers.errors import Conflict, StoreDamaged
@@ -32,6 +31,7 @@ from workers.store.maps import Maps, MapsWriter, maps_ids, maps_path
 from workers.store.moving import Mover, Pace
 from workers.store.needed import each, needed, segments
 from workers.store.packs import PackCache, pack_ids, pack_path
+from workers.store.place import Path
 from workers.store.points import Points
 from workers.store.prune import Pruner, owner
 from workers.store.readers import Readers
@@ -77,6 +77,9 @@ class Job(Model):
     @property
     def run(self) -> str:
         return f"{COMPACTION}{self.id}"
+
+    def encode(self) -> bytes:
+        return self.model_dump_json().encode() + b"\n"
 
 
 class TimeUp(Exception):
@@ -132,9 +135,9 @@ class Compactor:
         except ValueError as err:
             raise layout.damaged(self._file, "it is no compaction's job; removing it is safe, it starts anew") from err
 
-    def save(self, job: Job) -> Job:
-        self._folder.mkdir(exist_ok=True)
-        files.replace(self._file, job.model_dump_json().encode() + b"\n", secrets.token_hex(4))
+    def save(self, job: Job, was: Job | None = None) -> Job:
+        files.make_folder(self._folder)
+        files.replace(self._file, job.encode(), secrets.token_hex(4), was.encode() if was is not None else None)
         return job
 
     def _tidy(self) -> Job | None:
@@ -143,7 +146,7 @@ class Compactor:
         for run in self._writers.live():
             if run.startswith(COMPACTION) and (job is None or run != job.run):
                 self._writers.end(run)
-        if self._folder.exists():
+        if files.there(self._folder):
             files.sweep(self._folder)
             for name in files.names(self._folder, ".moves"):
                 if job is None or int(name.removesuffix(".moves"), 16) not in job.made:
@@ -191,14 +194,14 @@ class _Step:
         self._damaged: list[str] = []
 
     def run(self) -> CompactReport:
-        note = self._writers.register(self._job.run)
+        self._note = self._writers.register(self._job.run)
         try:
             return self._report(*self._go_on())
         except TimeUp:
             return self._report("goes on", set())
         finally:
-            with contextlib.suppress(OSError):
-                files.remove(note)
+            with contextlib.suppress(*files.REFUSALS):
+                self._writers.leave(self._note)
 
     def _go_on(self) -> tuple[str, set[str]]:
         if self._job.before is None:
@@ -239,7 +242,7 @@ class _Step:
         )
 
     def _save(self, **update: object) -> None:
-        self._job = self._home.save(self._job.model_copy(update=update))
+        self._job = self._home.save(self._job.model_copy(update=update), self._job)
 
     def _present(self) -> set[str]:
         return self._writers.waited_for() | self._home._readers.live() - {self._own or ""}
@@ -360,15 +363,15 @@ class _Step:
                 return
             staged = self._writers.folder(self._job.run) / f"manifest-{secrets.token_hex(8)}"
             try:
-                files.write_new(staged, self._points.encode(fresh))
+                self._points.stage(staged, fresh, beside=self._note)
                 faults.at("compact.staged")
-                self._points.exchange(staged, fresh)
+                done = self._points.exchange(staged, point, fresh)
             except FileNotFoundError as err:
                 raise Conflict(
                     f"the compaction {self._job.id} of {self._home._root} was given up by somebody else; "
                     f"the next one begins anew"
                 ) from err
-            self._exchanged += 1
+            self._exchanged += done
 
     def _end(self) -> None:
         self._writers.end(self._job.run)

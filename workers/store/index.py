@@ -7,12 +7,10 @@ duplicates, never data, and `complete` builds it again from the trailers.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +19,7 @@ from workers.errors import StoreDamaged
 from workers.store import files, layout
 from workers.store.layout import FORMAT, INDEX_HEAD, INDEX_HEAD_SIZE, INDEX_MAGIC, PACKED
 from workers.store.packs import Pack, PackCache, pack_ids
+from workers.store.place import Path
 
 Keys = NDArray[np.uint64]
 
@@ -56,7 +55,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Run:
         """Raises `StoreDamaged`, `StoreTooNew`, FileNotFoundError."""
-        with open(path, "rb") as file:
+        with open(files.mappable(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < INDEX_HEAD_SIZE:
                 raise layout.damaged(path, f"it ends after {size} bytes")
@@ -158,10 +157,9 @@ def write_run(folder: Path, run: Run) -> Path | None:
     path = folder / f"{layout.fresh_id():016x}.idx"
     head = INDEX_HEAD.pack(INDEX_MAGIC, FORMAT, len(run.packs), len(run)).ljust(INDEX_HEAD_SIZE, b"\0")
     body = (run.packs.astype("<u8"), run.keys.astype("<u8"), run.places.astype("<u8"))
-    fresh = path.with_name(f".{path.name}")
-    files.write_new(fresh, head + b"".join(part.tobytes() for part in body))
     try:
-        os.rename(fresh, path)
+        with files.draft(path, secrets.token_hex(4)) as fresh:
+            files.write_new(fresh, head + b"".join(part.tobytes() for part in body))
     except FileNotFoundError:
         return None
     return path
@@ -199,7 +197,7 @@ def merge(folder: Path, alive: Collection[int] | None = None) -> bool:
     runs = open_runs(folder)[::-1]
     if len(runs) <= RUNS:
         return False
-    with _alone(folder) as mine:
+    with files.alone(folder / "merge.lock") as mine:  # saves double work, nothing depends on it
         if not mine:
             return False
         chosen = _smaller(runs)
@@ -225,44 +223,30 @@ def _smaller(runs: Sequence[Run]) -> list[Run]:
     return list(runs[:count])
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether this process may merge now; saves double work, nothing depends on it."""
-    with open(folder / "merge.lock", "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def _write_merged(path: Path, runs: Sequence[Run], alive: Collection[int] | None) -> None:
     """Keys are digests, so equal parts of their range hold about equally many: merged part by part, each in memory."""
     packs = np.unique(np.concatenate([run.packs for run in runs]))
     if alive is not None:
         packs = packs[np.isin(packs, np.array(sorted(alive), np.uint64))]
-    nonce = secrets.token_hex(4)
-    fresh, places_file = path.with_name(f".{path.name}.{nonce}"), path.with_name(f".{path.name}.{nonce}.places")
-    try:
-        with open(fresh, "xb") as out, open(places_file, "x+b") as late:
-            out.write(bytes(INDEX_HEAD_SIZE) + packs.astype("<u8").tobytes())
-            count = 0
-            for keys, places in _merged(runs, packs):
-                out.write(keys.astype("<u8").tobytes())
-                late.write(places.astype("<u8").tobytes())
-                count += len(keys)
-            late.seek(0)
-            while block := late.read(8 << 20):
-                out.write(block)
-            out.flush()
-            files.write_all(out.fileno(), INDEX_HEAD.pack(INDEX_MAGIC, FORMAT, len(packs), count), 0)
-            os.fsync(out.fileno())
-        os.rename(fresh, path)
-        files.sync_folder(path.parent)
-    finally:
-        files.remove(fresh)
-        files.remove(places_file)
+    with files.draft(path, secrets.token_hex(4)) as fresh:
+        places_file = fresh.with_name(f"{fresh.name}.places")
+        try:
+            with open(fresh, "xb") as out, open(places_file, "x+b") as late:
+                out.write(bytes(INDEX_HEAD_SIZE) + packs.astype("<u8").tobytes())
+                count = 0
+                for keys, places in _merged(runs, packs):
+                    out.write(keys.astype("<u8").tobytes())
+                    late.write(places.astype("<u8").tobytes())
+                    count += len(keys)
+                late.seek(0)
+                while block := late.read(8 << 20):
+                    out.write(block)
+                out.flush()
+                files.write_all(out.fileno(), INDEX_HEAD.pack(INDEX_MAGIC, FORMAT, len(packs), count), 0)
+                os.fsync(out.fileno())
+        finally:
+            files.remove(places_file)
+    files.sync_folder(path.parent)
 
 
 def _merged(runs: Sequence[Run], packs: Keys) -> Iterable[tuple[Keys, Keys]]:

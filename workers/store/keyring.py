@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from blake3 import blake3
@@ -19,6 +18,7 @@ from blake3 import blake3
 from workers.errors import BadInput, NotFound, WrongKey
 from workers.store import crypt, files, layout
 from workers.store.crypt import PLAIN, Keys
+from workers.store.place import Path, Remote
 
 
 class Found(NamedTuple):
@@ -145,7 +145,7 @@ def _check(store_id: str) -> str:
 
 def _write(store: Path, found: Found, sealed: dict[str, str]) -> None:
     whole = found.whole | {"encryption": _section(found.id, sealed)}
-    files.replace(store / "store.json", files.to_json(whole), secrets.token_hex(8))
+    files.replace(store / "store.json", files.to_json(whole), secrets.token_hex(8), files.to_json(found.whole))
 
 
 def _checked(store: Path, data_key: bytes, *by: bytes) -> tuple[str, ...]:
@@ -159,6 +159,9 @@ def _checked(store: Path, data_key: bytes, *by: bytes) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _alone(store: Path) -> Iterator[None]:
     """Two who exchange keys at once do it one after the other: else a key of one would be lost."""
+    if isinstance(store, Remote):  # there the file is exchanged only for what was read: one of two is told to try again
+        yield
+        return
     read(store)  # or a lock would be left where no store is
     try:
         fd = os.open(store / "key.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import struct
-from pathlib import Path
 
 import numpy as np
 
 from workers.errors import BadInput, StoreDamaged, StoreTooNew
-from workers.store import crypt
+from workers.store import crypt, place
 from workers.store.crypt import PLAIN, FileKey, Keys
+from workers.store.place import Fd, Path
 
 #: The version of all files of a plain store, and of those of an encrypted one that are written alike in both. A reader
 #: refuses anything above what it knows and reads everything up to it.
@@ -196,12 +195,12 @@ def ending(records: int, offset: int, trailer: bytes, keys: Keys, file: FileKey 
     return trailer if file is None else file.seal(trailer, crypt.TRAILER, also=foot), foot
 
 
-def read_trailer(path: Path, fd: int, record: np.dtype, keys: Keys = PLAIN, file: FileKey | None = None) -> np.ndarray:
+def read_trailer(path: Path, fd: Fd, record: np.dtype, keys: Keys = PLAIN, file: FileKey | None = None) -> np.ndarray:
     """The table of what a pack or a file of maps holds, checked."""
-    size = os.fstat(fd).st_size
+    size = place.size_of(fd)
     if size < HEAD_SIZE + FOOT_SIZE:
         raise damaged(path, f"it ends after {size} bytes")
-    last = os.pread(fd, FOOT_SIZE, size - FOOT_SIZE)
+    last = place.read_at(fd, FOOT_SIZE, size - FOOT_SIZE)
     magic, version, count, offset, wanted = FOOT.unpack_from(last)
     if magic != FOOT_MAGIC:
         raise damaged(path, "it has no trailer: it was cut off, or its writer died before closing it")
@@ -209,7 +208,7 @@ def read_trailer(path: Path, fd: int, record: np.dtype, keys: Keys = PLAIN, file
     length = count * record.itemsize + keys.room
     if not HEAD_SIZE <= offset <= size - FOOT_SIZE - length:
         raise damaged(path, "its trailer lies outside the file")
-    data = os.pread(fd, length, offset)
+    data = place.read_at(fd, length, offset)
     if file is not None:
         try:
             data = file.open(data, crypt.TRAILER, also=last)

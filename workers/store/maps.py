@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import GRANULE, Extents
-from workers.store import files, layout, sealing
+from workers.store import files, layout, place, sealing
 from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import (
     BLOCK,
@@ -27,6 +24,7 @@ from workers.store.layout import (
     SEGMENT_HEAD,
     SEGMENT_HEAD_SIZE,
 )
+from workers.store.place import Fd, Path
 
 #: granules of a segment
 GRANULES = SEGMENT // GRANULE
@@ -198,7 +196,7 @@ class MapsWriter:
         self.id = layout.fresh_id()
         self.path = maps_path(folder, self.id)
         self._lock = threading.Lock()
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd: Fd | None = files.open_new(self.path)
         self._records: list[tuple[bytes, int, int]] = []
         self.size = HEAD_SIZE
         self._keys = keys
@@ -217,23 +215,22 @@ class MapsWriter:
             offset = self.size
             self._records.append((bytes.fromhex(name), offset, length))
             self.size += length
+        assert self._fd is not None
         files.write_all(self._fd, sealing.seal(self._sealing, body, _Head.of(body).places_at, offset), offset)
         return Name(name, self.id, offset, length)
 
     def seal(self) -> None:
         records = np.array(self._records, dtype=MAPPED).tobytes()
         trailer, foot = layout.ending(len(self._records), self.size, records, self._keys, self._sealing)
+        assert self._fd is not None
         files.write_all(self._fd, trailer + foot, self.size)
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        fd, self._fd = self._fd, None
+        files.finish(fd)
 
     def discard(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):
-                files.remove(self.path)
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            files.give_up(fd, self.path)
 
 
 class MapsFile:
@@ -263,8 +260,8 @@ class MapsFile:
         table = layout.read_trailer(self.path, self.fd, MAPPED, self._keys, self._sealed)
         return list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if (fd := getattr(self, "fd", -1)) >= 0:
+    def __del__(self, close: Callable[[Fd], None] = place.close) -> None:
+        if (fd := getattr(self, "fd", None)) is not None:
             close(fd)
 
 

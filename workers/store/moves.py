@@ -6,18 +6,17 @@ equal, places that differed still differ, and a diff of two rewritten segments i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.store import files, layout
+from workers.store import files, layout, place
 from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import MOVED, MOVES_MAGIC, PLACE_PACK, PLACE_SLOT
 from workers.store.maps import SegmentMap, dense, from_dense, pack_numbers
+from workers.store.place import Path
 from workers.store.usage import slots_of
 
 #: most granules of a blob
@@ -64,7 +63,7 @@ def load(folder: Path, pack_ids: Sequence[int], keys: Keys = PLAIN) -> dict[int,
             _, sealed = layout.read_head(path, files.read_all(fd, layout.HEAD_SIZE, 0), MOVES_MAGIC, pack_id, keys)
             found = layout.read_trailer(path, fd, MOVED, keys, sealed)
         finally:
-            os.close(fd)
+            place.close(fd)
         parts.append((np.full(len(found), pack_id, np.uint64), found))
     if not parts:
         return {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from workers.store import files, layout, moves
 from workers.store.crypt import Keys
 from workers.store.layout import ALIGN, ZSTD
 from workers.store.packs import Blob, Pack, PackWriter
+from workers.store.place import Path
 from workers.store.read import opened, unpacked
 from workers.store.usage import Used
 

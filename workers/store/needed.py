@@ -93,7 +93,8 @@ def _add(found: Needed, points: Points, vm: str, seq: int, runs: Collection[str]
     """The names of the point's segments."""
     point = points.read(vm, seq)
     if point is None:
-        found.marks.add((vm, seq))
+        if points.mark(vm, seq):
+            found.marks.add((vm, seq))
         return set()
     if point.run in runs:
         found.runs.add(point.run)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from workers.errors import StoreDamaged
-from workers.store import crypt, files, layout
+from workers.store import crypt, files, layout, place
 from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import ALIGN, BLOB, HEAD_SIZE, PACK_MAGIC
+from workers.store.place import Fd, Path
 
 
 class Blob(NamedTuple):
@@ -35,7 +33,7 @@ class PackWriter:
         self.path = pack_path(folder, self.id)
         self._run = run
         self._lock = threading.Lock()
-        self._fd = files.open_pack(self.path)
+        self._fd: Fd | None = files.open_pack(self.path)
         self._position = HEAD_SIZE
         self._records: list[tuple[bytes, int, int, int, int]] = []
         self._keys = keys
@@ -70,6 +68,7 @@ class PackWriter:
                 end = at + blob.stored
                 data[at:end] = self._sealing.seal(data[at : end - crypt.TAG], crypt.BLOB, number)
                 at = end
+        assert self._fd is not None
         files.write_aligned(self._fd, data, offset)
 
     def seal(self) -> np.ndarray:
@@ -78,22 +77,21 @@ class PackWriter:
         trailer, foot = layout.ending(len(table), self._position, table.tobytes(), self._keys, self._sealing)
         end = -(-(len(trailer) + len(foot)) // ALIGN) * ALIGN
         self._write(trailer.ljust(end - len(foot), b"\0") + foot, self._position)
-        os.fsync(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        assert self._fd is not None
+        fd, self._fd = self._fd, None
+        files.finish(fd)
         return table
 
     def discard(self) -> None:
         """Gives the pack up; nothing refers to it."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            with contextlib.suppress(OSError):
-                files.remove(self.path)
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            files.give_up(fd, self.path)
 
     def _write(self, data: bytes, offset: int) -> None:
         view = files.buffer(len(data))
         view[: len(data)] = data
+        assert self._fd is not None
         files.write_aligned(self._fd, view[: len(data)], offset)
 
 
@@ -124,9 +122,9 @@ class Pack:
         """A blob as it was before it was sealed, still compressed. Raises `crypt.Broken`."""
         return stored if self._sealed is None else memoryview(self._sealed.open(stored, crypt.BLOB, slot))
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    def __del__(self, close: Callable[[Fd], None] = place.close) -> None:
         # Threads may still read through a pack that fell out of the cache: the last one closes it.
-        if (fd := getattr(self, "fd", -1)) >= 0:
+        if (fd := getattr(self, "fd", None)) is not None:
             close(fd)
 
 

@@ -11,17 +11,18 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from workers.errors import Conflict, NotFound, Refused
 from workers.models import RestorePoint
-from workers.store import crypt, files
+from workers.store import crypt, files, publishing
 from workers.store.crypt import PLAIN, Keys
 from workers.store.layout import FORMAT, SEALED, check_version, damaged, safe, too_new
+from workers.store.place import Path, Remote
 
 
 class Points:
@@ -31,7 +32,11 @@ class Points:
 
     def vms(self) -> list[str]:
         """VMs with at least one point."""
-        return [vm for vm in files.names(self.root) if self.live(vm)]
+        return [vm for vm in files.names(self.root) if self._any(vm)]
+
+    def _any(self, vm: str) -> bool:
+        """The newest first: as a rule that is enough."""
+        return any(not self.retired(vm, seq) for seq in reversed(self.sequences(vm)))
 
     def sequences(self, vm: str) -> list[int]:
         """All that was ever claimed and not yet forgotten, retired or not."""
@@ -52,22 +57,41 @@ class Points:
     def read(self, vm: str, seq: int) -> RestorePoint | None:
         """None when it is retired (or was forgotten)."""
         path = self.path(vm, seq)
+        data = self._content(path)
+        return decode(path, data, self.keys) if data is not None else None
+
+    @staticmethod
+    def _content(path: Path) -> bytes | None:
+        """None for what is not there, or only claimed."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
-        return decode(path, data, self.keys)
+        return publishing.content(data) if isinstance(path, Remote) else data
 
     def encode(self, point: RestorePoint) -> bytes:
         """The manifest, as it is written."""
         return encode(point, self.keys)
 
     def retired(self, vm: str, seq: int) -> bool:
+        """Also what is not there, or only claimed: there is nothing to be read."""
+        path = self.path(vm, seq)
+        if isinstance(path, Remote):
+            data = self._content(path)
+            return data is None or data.startswith(_RETIRED)
         try:
-            with open(self.path(vm, seq), "rb") as file:
-                return file.read(len(_RETIRED)) == _RETIRED
+            return files.beginning(path, len(_RETIRED)) == _RETIRED
         except FileNotFoundError:
             return True
+
+    def _claimed(self, vm: str, seq: int) -> bool:
+        """The number is not taken yet: somebody is about to, or died over it. In a folder that is one step."""
+        path = self.path(vm, seq)
+        return isinstance(path, Remote) and self._content(path) is None
+
+    def mark(self, vm: str, seq: int) -> bool:
+        """Whether the number is that of a retired point."""
+        return self.retired(vm, seq) and not self._claimed(vm, seq)
 
     def all(self, vm: str) -> list[RestorePoint]:
         """Names of segments that several points have are held once: a GiB costs 8 bytes a point, not 120."""
@@ -93,8 +117,8 @@ class Points:
     def check_next(self, point: RestorePoint) -> None:
         """`Conflict` unless `point` goes on top of all others of its VM."""
         vm = point.vm.instance_uuid
-        taken = self.sequences(vm)
-        if taken and taken[-1] >= point.seq:
+        taken = [seq for seq in self.sequences(vm) if seq >= point.seq and not self._claimed(vm, seq)]
+        if taken:
             raise _taken(point, self.read(vm, taken[-1]))
         if point.parent is not None and not point.copied_from:  # of a copy the point before it may not be here
             parent = self.read(vm, point.seq - 1)
@@ -104,40 +128,74 @@ class Points:
                     f"the point before it in {self.root.parent}: read the newest point again and take a new backup"
                 )
 
+    def stage(self, note: Path, point: RestorePoint, beside: Path | None = None) -> None:
+        """`note` holds the manifest, synced: a writer's own, or a new one `beside` that.
+
+        FileNotFoundError when the run was ended, which takes its notes away.
+        """
+        data = self.encode(point)
+        if isinstance(note, Remote):
+            target = self.path(point.vm.instance_uuid, point.seq)
+            assert isinstance(target, Remote) and not isinstance(beside, pathlib.Path)
+            publishing.stage(note, target, data, beside)
+        elif beside is not None:
+            files.write_new(note, data)
+        else:
+            files.overwrite(note, data)
+
     def claim(self, staged: Path, point: RestorePoint) -> None:
         """Publishes what lies in `staged`, in one step and once. FileNotFoundError when `staged` was taken away."""
         vm = point.vm.instance_uuid
-        folder = self.root / safe(vm, "a VM's id")
-        if not folder.exists():
-            folder.mkdir(exist_ok=True)
-            files.sync_folder(self.root)
+        folder, path = self.root / safe(vm, "a VM's id"), self.path(vm, point.seq)
         try:
-            os.link(staged, self.path(vm, point.seq))
+            if isinstance(staged, Remote):
+                assert isinstance(path, Remote)
+                publishing.claim(staged, path)
+                return
+            if not files.there(folder):
+                files.make_folder(folder)
+                files.sync_folder(self.root)
+            assert isinstance(path, pathlib.Path)
+            os.link(staged, path)
         except FileExistsError as err:
             raise _taken(point, self.read(vm, point.seq)) from err
         files.sync_folder(folder)
 
-    def retire(self, vm: str, seq: int, point_id: str) -> None:
-        """Exchanges the manifest for a mark. The caller has checked pins."""
+    def retire(self, vm: str, seq: int, point_id: str, was: bytes | None = None) -> None:
+        """Exchanges the manifest for a mark. The caller has checked pins; `was` is what `retiring` gave."""
         with self.exclusive(vm):
-            files.replace(self.path(vm, seq), _RETIRED + json.dumps(point_id).encode() + b"}\n", secrets.token_hex(4))
+            data = _RETIRED + json.dumps(point_id).encode() + b"}\n"
+            files.replace(self.path(vm, seq), data, secrets.token_hex(4), was)
 
     @contextlib.contextmanager
     def exclusive(self, vm: str) -> Iterator[None]:
         """Retirement and compaction exchange a manifest one after the other: else a retired point might come back."""
-        fd = os.open(self.root / safe(vm, "a VM's id") / ".exchange", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = self.root / safe(vm, "a VM's id") / ".exchange"
+        if isinstance(lock, Remote):  # there a manifest is exchanged only for what it still is
+            yield
+            return
+        fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
 
-    def exchange(self, staged: Path, point: RestorePoint) -> None:
-        """`staged`, the same point with other names of segments, takes its place in one step. Within `exclusive`.
+    def exchange(self, staged: Path, point: RestorePoint, fresh: RestorePoint) -> bool:
+        """`staged`, the point with other names of segments, takes its place in one step. Within `exclusive`.
 
-        FileNotFoundError when `staged` was taken away. The folder is not synced: either form is good.
+        FileNotFoundError when `staged` was taken away; False when the point is not that any more. The folder is not
+        synced: either form is good.
         """
-        os.rename(staged, self.path(point.vm.instance_uuid, point.seq))
+        path = self.path(fresh.vm.instance_uuid, fresh.seq)
+        if isinstance(staged, Remote):
+            assert isinstance(path, Remote)
+            done = publishing.exchange(staged, path, lambda data: decode(path, data, self.keys) == point)
+            files.remove(staged)
+            return done
+        assert isinstance(path, pathlib.Path)
+        os.rename(staged, path)
+        return True
 
     def check_not_newest(self, vm: str, seq: int) -> None:
         if not any(later > seq for later in self.live(vm)):

@@ -11,11 +11,9 @@ Nothing is deleted when anything that must be read cannot be.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 from workers import faults
 from workers.errors import StoreDamaged
@@ -26,6 +24,7 @@ from workers.store.layout import FORMAT, HEAD_SIZE, MAPS_MAGIC, PACK_MAGIC
 from workers.store.maps import Maps, maps_ids, maps_path
 from workers.store.needed import Needed, needed
 from workers.store.packs import PackCache, pack_ids, pack_path
+from workers.store.place import Path
 from workers.store.points import Points
 from workers.store.readers import Readers
 from workers.store.writers import Writers
@@ -53,6 +52,9 @@ class Tomb(Model):
     marks: tuple[tuple[str, int], ...] = ()
     waits: tuple[str, ...] | None = None
     readers: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        return self.model_dump_json().encode() + b"\n"
 
 
 class Pruner:
@@ -82,7 +84,7 @@ class Pruner:
             if not mine:
                 return PruneReport(busy=True)
             self._writers.sweep()
-            for folder in (self._tombs, self._index):
+            for folder in (self._tombs, self._index, self._packs.folder):
                 files.sweep(folder)
             self._mark()
             report = self._delete(own)
@@ -126,7 +128,7 @@ class Pruner:
         for path, tomb in self._all():
             if tomb.waits is None:
                 waits = tuple(sorted(self._writers.waited_for()))
-                self._write(path, tomb.model_copy(update={"waits": waits, "readers": tuple(sorted(readers))}))
+                self._write(path, tomb.model_copy(update={"waits": waits, "readers": tuple(sorted(readers))}), tomb)
         runs, readers = self._writers.waited_for(), self._readers.live() - {own}
         packs = maps = freed = waiting = 0
         held, reading, due = set[str](), set[str](), list[tuple[Path, Tomb]]()
@@ -174,12 +176,17 @@ class Pruner:
         for path, tomb in self._all():
             if packs & set(tomb.packs) or maps & set(tomb.maps):
                 kept = {"packs": tuple(p for p in tomb.packs if p not in packs)}
-                self._write(path, tomb.model_copy(update=kept | {"maps": tuple(m for m in tomb.maps if m not in maps)}))
+                kept |= {"maps": tuple(m for m in tomb.maps if m not in maps)}
+                self._write(path, tomb.model_copy(update=kept), tomb)
 
     # --- tombstones -----------------------------------------------------------------------------------------
 
     def _all(self) -> list[tuple[Path, Tomb]]:
-        return [(self._tombs / name, self._read(self._tombs / name)) for name in files.names(self._tombs, ".json")]
+        found = []
+        for name in files.names(self._tombs, ".json"):
+            with contextlib.suppress(FileNotFoundError):  # a prune has just deleted what it lists
+                found.append((self._tombs / name, self._read(self._tombs / name)))
+        return found
 
     def _read(self, path: Path) -> Tomb:
         try:
@@ -190,33 +197,25 @@ class Pruner:
         except ValueError as err:
             raise layout.damaged(path, "it is no tombstone; removing it is safe while no run is writing") from err
 
-    def _write(self, path: Path, tomb: Tomb) -> None:
-        files.replace(path, tomb.model_dump_json().encode() + b"\n", f"{layout.fresh_id():016x}")
+    def _write(self, path: Path, tomb: Tomb, was: Tomb | None = None) -> None:
+        files.replace(path, tomb.encode(), f"{layout.fresh_id():016x}", was.encode() if was is not None else None)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[bool]:
-        with open(self._root / "prune.lock", "ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+    def alone(self) -> AbstractContextManager[bool]:
+        return files.alone(self._root / "prune.lock")
 
 
 def owner(path: Path, keys: Keys) -> str:
     """The run that wrote a file; "" when its head cannot be read, e.g. because it is being written."""
     magic = PACK_MAGIC if path.suffix == ".pack" else MAPS_MAGIC
     try:
-        with open(path, "rb") as file:
-            return layout.read_head(path, file.read(HEAD_SIZE), magic, int(path.stem, 16), keys)[0]
+        return layout.read_head(path, files.beginning(path, HEAD_SIZE), magic, int(path.stem, 16), keys)[0]
     except (StoreDamaged, FileNotFoundError):
         return ""
 
 
 def _unlink(path: Path) -> int:
     try:
-        size = path.stat().st_size
+        size = files.length(path)
         return size if files.remove(path) else 0
     except FileNotFoundError:
         return 0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.errors import StoreDamaged, Transient
 from workers.extents import GRANULE, Extents
 from workers.models import PointDisk
 from workers.point import Piece
@@ -77,6 +78,17 @@ class DiskReader:
         self._scraps = _Scraps(SCRAPS)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
+        try:
+            return self._pieces(batch)
+        except StoreDamaged as err:
+            if getattr(self.held, "lapsed", False):
+                raise Transient(
+                    f"this reader was away for so long that others took it for gone, and what it read may have been "
+                    f"deleted: it begins anew. It met: {err}"
+                ) from err
+            raise
+
+    def _pieces(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         pieces: list[Piece] = []
         for segment, ranges in _by_segment(batch, self.size):
             rows = self._rows(segment, ranges)

@@ -6,10 +6,10 @@ Where the file is not sealed (its key is None) the segment stays as it is.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 from workers.store import crypt, files, layout
 from workers.store.crypt import FileKey
+from workers.store.place import Fd, Path
 
 #: in front: the bytes of the first piece
 LENGTH = struct.Struct("<Q")
@@ -40,7 +40,7 @@ def unseal(path: Path, file: FileKey | None, data: bytes | memoryview, offset: i
     )
 
 
-def beginning(path: Path, file: FileKey | None, fd: int, offset: int, length: int) -> bytes:
+def beginning(path: Path, file: FileKey | None, fd: Fd, offset: int, length: int) -> bytes:
     """At least all that comes before the places where it is sealed; else some of it."""
     data = files.read_all(fd, min(length, BEGINNING), offset)
     if file is None:

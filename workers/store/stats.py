@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from datetime import date
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import GRANULE
 from workers.models import Model
-from workers.store import usage
-from workers.store.maps import GRANULES, Maps, SegmentMap, maps_ids, maps_path
+from workers.store import files, usage
+from workers.store.maps import GRANULES, Maps, SegmentMap
 from workers.store.needed import Needed, each
-from workers.store.packs import PackCache, pack_ids, pack_path
+from workers.store.packs import PackCache
+from workers.store.place import Path
 from workers.store.points import Points
 
 #: Granules looked at in one pass when blobs are attributed to VMs: 5 bytes each, a pass per 64 GiB of content.
@@ -58,7 +57,8 @@ class Figures(Model):
     compactable: int
     #: bytes stored by day of the restore point, of points that are still there
     grown: dict[date, int]
-    free: int
+    #: None where nobody knows of a limit
+    free: int | None
 
     @property
     def dedup(self) -> float | None:
@@ -102,8 +102,8 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
             compactable += whole - live if live < below * whole else 0
             fill[min(9, 10 * live // max(whole, 1))] += 1
     own = _attributed(maps, packs, by_name, refs.packs) if by_vm else {}
-    pack_sizes = {pack: _size(pack_path(packs.folder, pack)) for pack in pack_ids(packs.folder)}
-    map_sizes = {file: _size(maps_path(maps.folder, file)) for file in maps_ids(maps.folder)}
+    pack_sizes = {int(name.removesuffix(".pack"), 16): n for name, n in files.sizes(packs.folder, ".pack").items()}
+    map_sizes = {int(name.removesuffix(".maps"), 16): n for name, n in files.sizes(maps.folder, ".maps").items()}
     return Figures(
         path=str(root),
         points=sum(counts.values()),
@@ -132,7 +132,7 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
         dead=dead,
         compactable=compactable,
         grown=dict(sorted(grown.items())),
-        free=shutil.disk_usage(root).free,
+        free=files.free(root),
     )
 
 
@@ -176,11 +176,3 @@ def _attributed(
             single = owner[pack] >= 0
             alone += np.bincount(owner[pack][single], weight[single], minlength=len(order))
     return {vm: (int(alone[i]), max(0, int(total[i] - alone[i]))) for i, vm in enumerate(order)}
-
-
-def _size(path: Path) -> int:
-    """0 when prune was quicker."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

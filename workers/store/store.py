@@ -9,14 +9,13 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from workers import faults
 from workers.errors import BadInput, NotFound
 from workers.extents import Extents
 from workers.models import PointDisk, RestorePoint
-from workers.settings import StoreSettings
+from workers.settings import StoreSettings, size
 from workers.store import diff, files, keyring
 from workers.store.compact import Compactor, CompactReport
 from workers.store.crypt import PLAIN, Keys
@@ -24,6 +23,7 @@ from workers.store.intake import Intake
 from workers.store.maps import Maps
 from workers.store.packs import PackCache
 from workers.store.pins import Pins
+from workers.store.place import Path, Remote
 from workers.store.points import Points
 from workers.store.prune import Pruner, PruneReport
 from workers.store.read import DiskReader
@@ -79,27 +79,35 @@ class Store:
         )
 
     @classmethod
+    def at(cls, place: StoreSettings) -> Store:
+        """The store that is configured so, with its key."""
+        return cls.open(configured(place), place.key())
+
+    @classmethod
+    def make(cls, place: StoreSettings) -> Store:
+        """As `create`, where it is configured, and with its key."""
+        return cls.create(configured(place), place.key())
+
+    @classmethod
     def create(cls, path: Path, key: bytes | None = None) -> Store:
         """A new store, encrypted when there is a `key`, or the one that is there. `BadInput` when there is something
         else."""
-        path = path.absolute()
+        path = files.absolute(path)
+        files.prove(path)
         with files.room(path):
-            # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not isinstance(path, Remote):
+                # What is in it are the disks of VMs: for the workers' user alone, until somebody opens it to a group.
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not (path / "store.json").exists():
                 _create(path, key)
         return cls.open(path, key)
 
     @classmethod
-    def at(cls, place: StoreSettings) -> Store:
-        """The store that is configured so, with its key."""
-        return cls.open(place.path, place.key())
-
-    @classmethod
     def open(cls, path: Path, key: bytes | None = None) -> Store:
         """`key` is the wrapping key of an encrypted store. Raises `NotFound`, `WrongKey`, `StoreDamaged`,
         `StoreTooNew`."""
-        path = path.absolute()
+        path = files.absolute(path)
+        files.prove(path)
         found = keyring.read(path)
         return cls(path, found.id, keyring.keys(path, found, key))
 
@@ -131,6 +139,10 @@ class Store:
                 self._reading = self._readers.enter()
                 if self._reading is not None:
                     _readings.add(self._reading)
+
+    def free(self) -> int | None:
+        """Bytes that it may still take; None where nobody knows of a limit."""
+        return files.free(self.path)
 
     def close(self) -> None:
         """Nothing that was handed out is read any more. Reading on afterwards is fine: it counts from then."""
@@ -182,6 +194,7 @@ class Store:
 
     def _for_writer(self, run: str) -> dict[str, Any]:
         note = self._writers.register(run)
+        files.look_anew(self._packs.folder)
         faults.at("store.registered")
         return {
             "maps": self._maps,
@@ -244,7 +257,12 @@ class Store:
     def verifier(self) -> Verifier:
         """For a verification in parts. It marks what packs are damaged."""
         self._enter()
-        return Verifier(self.path, maps=self._maps, packs=self._packs, points=self._points, suspects=self._suspects)
+        root = files.fresh(self.path)
+        maps, packs = self._maps, self._packs
+        if root is not self.path:
+            keys = self._packs.keys
+            maps, packs = Maps(root / "maps", keys), PackCache(root / "packs", keys)
+        return Verifier(root, maps=maps, packs=packs, points=self._points, suspects=self._suspects)
 
     def pack_sizes(self) -> dict[int, int]:
         """Bytes of each pack that there is."""
@@ -266,25 +284,33 @@ class Store:
         return figures(self.path, self._points, self._maps, self._packs, below=below, by_vm=by_vm)
 
 
+def configured(place: StoreSettings) -> Path:
+    if place.s3 is None:
+        assert place.path is not None
+        return place.path
+    from workers.store import bucket  # its library takes a third of a second to load
+
+    return bucket.at(place.s3, place.cache, size(place.cache_size))
+
+
 def _create(path: Path, key: bytes | None) -> None:
-    strangers = [entry for entry in os.listdir(path) if entry not in _FOLDERS and not entry.startswith(".store.json.")]
-    used = [
-        name for name in _FOLDERS if name not in strangers and (path / name).exists() and any((path / name).iterdir())
-    ]
+    strangers = [name for name in _entries(path) if name not in _FOLDERS and not name.startswith(".store.json.")]
+    used = [name for name in _FOLDERS if name not in strangers and files.there(path / name) and _entries(path / name)]
     if strangers or used:
         raise BadInput(
             f"{path} is not empty and holds no store.json (it holds {', '.join(sorted(strangers + used)[:3])}): "
             f"choose an empty folder for a new store, or restore store.json if this was one"
         )
     for name in _FOLDERS:
-        (path / name).mkdir(exist_ok=True)
+        files.make_folder(path / name)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     store_id = secrets.token_hex(16)
-    fresh = path / f".store.json.{secrets.token_hex(8)}"
-    files.write_new(fresh, keyring.fresh(store_id, key, created=now))
+    data = keyring.fresh(store_id, key, created=now)
     # Two may create at once: the second finds the first one's store.
     with contextlib.suppress(FileExistsError):
-        os.link(fresh, path / "store.json")
-    files.remove(fresh)
-    files.sync_folder(path)
+        files.write_whole(path / "store.json", data, secrets.token_hex(8))
     files.sync_folder(path.parent)
+
+
+def _entries(folder: Path) -> list[str]:
+    return folder.names("") if isinstance(folder, Remote) else os.listdir(folder)

@@ -6,10 +6,10 @@ A mark is a hint that survives: it goes when the pack is read as it was written,
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from workers.store import files
 from workers.store.layout import FORMAT
+from workers.store.place import Path
 
 
 class Suspects:
@@ -24,12 +24,12 @@ class Suspects:
 
     def mark(self, pack: int, why: str) -> None:
         """Where the store can not be written to there is no mark, and no backup either."""
-        with contextlib.suppress(OSError):
-            self._root.mkdir(exist_ok=True)
+        with contextlib.suppress(*files.REFUSALS):
+            files.make_folder(self._root)
             with contextlib.suppress(FileExistsError):
                 files.write_new(self._root / f"{pack:016x}", files.to_json({"format": FORMAT, "why": why}))
             files.sync_folder(self._root)
 
     def clear(self, pack: int) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*files.REFUSALS):
             files.remove(self._root / f"{pack:016x}")

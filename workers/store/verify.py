@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from workers.store.layout import damaged
 from workers.store.maps import Maps, MapsFile, maps_path, pack_numbers
 from workers.store.needed import segments
 from workers.store.packs import PackCache, pack_ids, pack_path
+from workers.store.place import Path
 from workers.store.points import Points
 from workers.store.read import decode
 from workers.store.suspects import Suspects

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import bisect
-import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from workers.errors import StoreDamaged
-from workers.store import layout, usage
+from workers.store import files, layout, usage
 from workers.store.maps import Maps
 from workers.store.needed import Needed
 from workers.store.packs import PackCache
+from workers.store.place import Path
 
 #: What one compaction moves at most: its table of moved blobs is 64 MiB in memory then, and its packs and maps must
 #: fit into the store beside the old ones until those are deleted.
@@ -60,14 +59,14 @@ def choose(
     """
     sparse = _sparse_packs(maps, packs, refs, spare_packs, below, seconds)
     sparse = _within(_worth_their_maps(maps, refs.segments, sparse), packs.folder)
-    files = [v for v in _sparse_maps(maps, refs.segments, spare_maps) if v.live < below * v.size]
-    freed = sum(victim.dead for victim in (*sparse, *files))
+    maps_files = [v for v in _sparse_maps(maps, refs.segments, spare_maps) if v.live < below * v.size]
+    freed = sum(victim.dead for victim in (*sparse, *maps_files))
     if not freed or freed < worth:
         return Chosen()
     return Chosen(
         tuple(victim.id for victim in sparse),
-        tuple(victim.id for victim in files),
-        sum(victim.live for victim in (*sparse, *files)),
+        tuple(victim.id for victim in maps_files),
+        sum(victim.live for victim in (*sparse, *maps_files)),
         freed,
     )
 
@@ -118,7 +117,8 @@ def _worth_their_maps(maps: Maps, names: Iterable[str], victims: list[Victim]) -
 
 def _within(victims: list[Victim], folder: Path) -> list[Victim]:
     """As many as one compaction takes, and half of what is free holds: the emptiest first."""
-    room = min(MOST_BYTES, shutil.disk_usage(folder).free // 2)
+    free = files.free(folder)
+    room = min(MOST_BYTES, free // 2) if free is not None else MOST_BYTES
     ordered = sorted(victims, key=lambda victim: (victim.live / victim.size, victim.id))
     bytes_, blobs = np.cumsum([v.live for v in ordered]), np.cumsum([v.blobs for v in ordered])
     return [v for v, b, n in zip(ordered, bytes_, blobs, strict=True) if b <= room and n <= MOST_BLOBS]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -23,6 +22,7 @@ from workers.store.layout import BLOCK, SCRAP, SEGMENT
 from workers.store.maps import Maps, MapsWriter, SegmentMap, dense, equal, fragmented, from_dense, mapped, since
 from workers.store.needed import segments
 from workers.store.packs import Blob, PackCache, PackWriter, pack_path
+from workers.store.place import Path
 from workers.store.points import Points
 from workers.store.read import DiskReader
 from workers.store.writers import Writers
@@ -329,7 +329,7 @@ class StoreWriter:
             try:
                 # The note is there since we registered. If the run was ended meanwhile it is gone, also when somebody
                 # registered the run anew; and from then on it cannot be linked.
-                files.overwrite(self._note, self._points.encode(point))
+                self._points.stage(self._note, point)
                 faults.at("store.staged")
                 self._points.check_next(point)
                 self._check(point)
@@ -373,8 +373,8 @@ class StoreWriter:
             self._file.discard()
             self._file = None
         self._lanes = []
-        with contextlib.suppress(OSError):
-            files.remove(self._note)
+        with contextlib.suppress(*files.REFUSALS):
+            self._writers.leave(self._note)
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:

@@ -7,17 +7,17 @@ even when somebody has registered the same run again.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
+import pathlib
 import secrets
 import shutil
 import socket
-from pathlib import Path
 
 from workers import faults
-from workers.store import files
+from workers.store import files, publishing
 from workers.store.layout import FORMAT, safe
+from workers.store.place import Path, Remote
 
 #: how the run of a compaction begins
 COMPACTION = "compaction-"
@@ -38,14 +38,24 @@ class Writers:
         folder = self.folder(run)
         note = folder / f"{os.getpid()}-{secrets.token_hex(8)}.json"
         while True:
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-            files.sync_folder(self._root)
             try:
+                if isinstance(folder, Remote):
+                    assert isinstance(note, Remote)
+                    publishing.register(folder, note, files.to_json(myself(run)))
+                    return note
+                files.make_folder(folder)
+                files.sync_folder(self._root)
                 files.write_new(note, files.to_json(myself(run)))
             except FileNotFoundError:
                 continue  # the run was ended in between: register it anew
             return note
+
+    def leave(self, note: Path) -> None:
+        """A writer goes; its run stays registered."""
+        if isinstance(note, Remote):
+            publishing.leave(note)
+        else:
+            files.remove(note)
 
     def live(self) -> list[str]:
         return files.names(self._root)
@@ -56,9 +66,14 @@ class Writers:
 
     def end(self, run: str) -> bool:
         """Whether it was there. From here on nothing staged by the run can be published."""
-        gone = self._root / f".ended-{secrets.token_hex(8)}"
+        folder, gone = self.folder(run), self._root / f".ended-{secrets.token_hex(8)}"
+        if isinstance(folder, Remote):
+            points = self._root.parent / "points"
+            assert isinstance(points, Remote)
+            return publishing.end(folder, points)
         try:
-            os.rename(self.folder(run), gone)
+            assert isinstance(gone, pathlib.Path)
+            os.rename(folder, gone)
         except FileNotFoundError:
             return False
         faults.at("store.leaving")
@@ -68,6 +83,8 @@ class Writers:
 
     def sweep(self) -> None:
         """Removes what `end` left when it was killed."""
+        if isinstance(self._root, Remote):
+            return
         with os.scandir(self._root) as entries:
             left = [entry.path for entry in entries if entry.name.startswith(".ended-")]
         for path in left:
@@ -76,7 +93,7 @@ class Writers:
 
 def myself(run: str) -> dict[str, object]:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = ""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
