@@ -177,7 +177,7 @@ def test_every_setting_is_in_the_manual() -> None:
     ]
     assert len(settings_models) >= 9
     keys = {(model.__name__, key) for model in settings_models for key in shape.keys(model)}
-    shown = {key for _, key in keys if re.search(rf"`{key}[`.]|{{ .*\b{key} =|`\[{key}[.\]]", manual)}
+    shown = {key for _, key in keys if re.search(rf"`(?:\w+\.)?{key}[`.]|{{ .*\b{key} =|`\[{key}[.\]]", manual)}
     assert sorted(key for key in keys if key[1] not in shown) == []
 
 

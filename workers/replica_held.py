@@ -11,11 +11,11 @@ from typing import Literal
 from workers import faults, plan, undo_kept
 from workers.carried import Ways
 from workers.disks.carrier import Carrier
-from workers.errors import FencedOut
+from workers.errors import FencedOut, NotFound
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
 from workers.pins_elsewhere import unpin_elsewhere
 from workers.replica import CURSOR, Replica, read_cursor
-from workers.run import Here, Live
+from workers.run import Here, Live, NotYet
 from workers.settings import seconds
 from workers.vsphere import inventory, replica, snapshots
 
@@ -196,8 +196,20 @@ class HeldReplica(Replica):
         """The whole-disk lock on every disk of the replica, in one order."""
         with ExitStack() as stack:
             for disk in sorted(self._disks().values(), key=_base):
-                stack.enter_context(self._way(disk, _base(disk)).still(wait=self._wait()))
+                try:
+                    stack.enter_context(self._way(disk, _base(disk)).still(wait=self._wait()))
+                except NotFound as err:
+                    self._look_again(disk, err)
+                    raise
             yield
+
+    def _look_again(self, disk: Disk, err: NotFound) -> None:
+        """Later, when the VM has changed since: vCenter may still be at work on what a lost connection asked it for."""
+        assert self.state is not None
+        before = self.state.change_version
+        self._reread()
+        if self.state.change_version != before:
+            raise NotYet(f"{disk.label} of the replica was taken off while it was looked at") from err
 
     def _way(self, disk: Disk, file: str | None = None, *, snapshot: str | None = None) -> Carrier:
         """The carrier of a disk of the replica, or of another file of it than the live one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from pyVmomi import vim
 
 from tests.integration.world import MIB, World, flat
 from workers import backup, faults, replicate, settings
@@ -208,3 +209,32 @@ def test_a_backup_whose_parent_was_lost_half_way(world: World) -> None:
     world.keep("parent", report)
     world.assert_point_is_readable("parent", report.point)
     assert world.catalogue.run(run.id).state is RunState.SUCCEEDED
+
+
+def test_a_disk_that_goes_while_it_is_looked_at_is_looked_for_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vCenter is still at work on what a lost connection asked it for; or, as here, on what somebody else asked."""
+    world.make_vm("late-hands", 2 * MIB, 2 * MIB)
+    world.scribble("late-hands", 1)
+    world.backup("late-hands")
+    world.sync("late-hands")
+    world.remove_disk("late-hands", 1)
+    world.scribble("late-hands", 2)
+    world.backup("late-hands")
+    run = world.request_sync("late-hands")
+    replica = world.vm(world.pair("late-hands").replica_name, "dr")
+    disk = [d for d in replica.config.hardware.device if isinstance(d, vim.vm.device.VirtualDisk)][1]
+    change = vim.vm.device.VirtualDeviceSpec(operation="remove", fileOperation="destroy", device=disk)
+
+    def taken_off() -> None:
+        for snapshot in [s.snapshot for s in replica.snapshot.rootSnapshotList]:
+            world.target.wait(snapshot.RemoveSnapshot_Task(removeChildren=False))
+        world.target.wait(replica.ReconfigVM_Task(vim.vm.ConfigSpec(deviceChange=[change])))
+
+    at(monkeypatch, "cursor.applying", taken_off)
+    report = replicate.run(world.here, run.id)
+    assert report.outcome == "waiting" and "was taken off while it was looked at" in report.reason
+    world.expire_lease(run)
+    with pytest.raises(Touched, match="content ids"):
+        replicate.run(world.here, run.id)
