@@ -110,6 +110,7 @@ def test_an_answer_that_was_overtaken_counts_nothing(catalogue: Catalogue) -> No
     """Two readings at once: the slower one was asked before the new VM was there."""
     asked = catalogue.now()
     later = asked + timedelta(milliseconds=5)
+    wait_for(lambda: catalogue.now() >= later, "that time")
     catalogue.record_inventory("prod", [vm(1), vm(2)], later)
     catalogue.record_inventory("prod", [vm(1)], asked)
     assert [known.gone_since for known in catalogue.inventory()] == [None, None]

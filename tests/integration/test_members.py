@@ -128,7 +128,7 @@ def with_rule(world: World, **rule: Any) -> Any:
     """The settings with another rule for the group; without one, without the group."""
     groups = {name: one for name, one in world.settings.groups.items() if name != "all"}
     if rule:
-        known = world.settings.groups["all"].model_dump(exclude={"vms", "members"})
+        known = world.settings.groups["all"].model_dump(exclude={"vms", "members"}, by_alias=True)
         groups["all"] = Group.model_validate({**known, "members": rule})
     return world.settings.model_copy(update={"groups": groups})
 

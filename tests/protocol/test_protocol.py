@@ -22,7 +22,7 @@ def ground() -> Iterator[Ground]:
 
 
 short = settings(
-    max_examples=12,
+    max_examples=8,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,

@@ -64,6 +64,21 @@ def test_rewritten_equal_is_nothing(store: Store) -> None:
     assert store.diff(first.disks[0], second.disks[0]) == EMPTY
 
 
+@pytest.mark.parametrize("size", [3 * MIB, 3 * MIB + 512, 2 * MIB + 4096])
+def test_a_disk_that_grew_is_compared_to_its_end(store: Store, size: int) -> None:
+    source = MemoryDisk(2 * MIB + 1536)
+    source.put(0, noise(MIB, 1))
+    source.put(2 * MIB - GRANULE, noise(GRANULE, 2))
+    backup(store, source)
+    grown = MemoryDisk(size, dict(source.granules))
+    grown.put(MIB, noise(GRANULE, 3))
+    grown.put(2 * MIB, noise(GRANULE, 4))
+    if size > 2 * MIB + GRANULE:
+        grown.put(3 * MIB - 3 * GRANULE, noise(2 * GRANULE, 5))
+    point, _ = backup(store, grown, grown.allocated(), mode="compare")
+    assert_content(store, point, grown)
+
+
 def test_compare_finds_what_the_parent_holds_and_the_source_does_not(store: Store) -> None:
     """What became a hole is outside of the source's allocated extents, and yet it changed."""
     source = MemoryDisk(16 * MIB)

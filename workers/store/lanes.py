@@ -165,13 +165,14 @@ class Lane:
     def _unproven(self, work: Work, part: Part, now: NDArray[np.uint8], granules: Ints) -> Mask:
         """Which granules differ. Where a chunk's digest proves that it is as it was, it is not read from the store."""
         assert isinstance(work.before, Digested)
-        held, position = [], 0
+        held, beyond, position = [], [], 0
         for offset, length in part.ranges:
-            held.append(Piece(offset, length, now[position : position + length].data))
+            inside = min(length, max(0, work.before.size - offset))
+            held.append(Piece(offset, inside, now[position : position + inside].data))
+            beyond.append((offset + inside, length - inside))  # where the disk has grown
             position += length
         changed = np.zeros(len(granules), bool)
-        left = work.before.undecided(held)
-        if left:
+        if left := work.before.undecided([p for p in held if p.length]) + [more for more in beyond if more[1]]:
             at = np.searchsorted(granules, _granules(left, work.base))
             changed[at] = (_lines(now)[at] != _lines(self._previous(work, left))).any(axis=1)
         return changed
