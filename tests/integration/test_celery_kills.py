@@ -126,6 +126,7 @@ def test_a_run_that_kills_every_worker_is_ended_with_a_sentence(realm: Realm) ->
     realm.world.assert_replica_is("poison", point)
 
 
+@pytest.mark.slow
 def test_what_a_backup_that_kills_every_worker_left_on_its_vm_is_removed(realm: Realm) -> None:
     """The snapshot was made, but nobody lived to write its name down: it must not grow on a production VM."""
     world = realm.world

@@ -71,6 +71,7 @@ def test_a_long_sync_goes_on_message_by_message(realm: Realm) -> None:
     assert world.catalogue.failures(run=run.id) == []
 
 
+@pytest.mark.slow
 def test_a_long_backup_goes_on_message_by_message(realm: Realm) -> None:
     world = realm.world
     world.make_vm("many", *([4 * MIB] * 4))

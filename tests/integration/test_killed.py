@@ -34,7 +34,7 @@ STEPS = [
 
 def every_other(steps: list[str]) -> list[Any]:
     """Of neighbouring steps one is enough in the short form; the chaos kills at all of them."""
-    return [pytest.param(step, marks=(pytest.mark.slow,) if n % 2 else ()) for n, step in enumerate(steps)]
+    return [pytest.param(step, marks=(pytest.mark.slow,) if n % 3 else ()) for n, step in enumerate(steps)]
 
 
 @pytest.mark.parametrize("step", every_other(STEPS))
@@ -67,7 +67,7 @@ SAME_RUN = {"cursor.applying", "unseal.after", "own.renewed", "slice.written", "
     ("step", "another_run"),
     [
         *(
-            pytest.param(step, True, id=f"{step}-next-run", marks=(pytest.mark.slow,) if number % 2 else ())
+            pytest.param(step, True, id=f"{step}-next-run", marks=(pytest.mark.slow,) if number % 3 else ())
             for number, step in enumerate(INCREMENT_STEPS)
         ),
         *(

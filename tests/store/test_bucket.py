@@ -222,6 +222,7 @@ def test_damage_in_the_bucket_is_found_though_copies_are_here(server: s3.S3, pla
     store.close()
 
 
+@pytest.mark.slow
 def test_two_writers_at_once(server: s3.S3, place: StoreSettings) -> None:
     """Two VMs at the same time; and twice the same number, of which one is published."""
     store = Store.make(place)
