@@ -26,7 +26,7 @@ from workers.models import Run, RunKind, RunState
 from workers.run import Here
 
 #: calls skipped between two that fail, in the quick form; another fault each time
-STRIDE = 25
+STRIDE = 15
 TUNING = {"retry_pause": "1s", "lock_wait": "2s", "lease": "60s", "attempts": 4}
 
 #: does the run's work under the n-th fault; says which call it hit, "" when the run had fewer
@@ -310,7 +310,7 @@ def at_catalogue(world: World, run: Run, number: int, tries: int) -> str:
 @pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
 def test_a_transaction_fails(make_flow: Callable[[type[Flow]], Flow], kind: type[Flow]) -> None:
     flow = make_flow(kind)
-    play(flow.world, flow, at_catalogue, stride=11)
+    play(flow.world, flow, at_catalogue, stride=5)
 
 
 @pytest.mark.slow
