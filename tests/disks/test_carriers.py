@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from workers.disks.described import Described
 from workers.disks.hotadd import Hotadd
 from workers.disks.memory import MemoryDisk
 from workers.disks.mounted import Mounted
-from workers.disks.nbd import Nbd
+from workers.disks.nbd import Nbd, NbdWriter
 from workers.disks.nbdkit import Export
 from workers.errors import DiskBusy, NotFound, Refused, UnderstudyError
 from workers.extents import Extents
@@ -53,10 +53,20 @@ class FileText:
         self.path.write_text(text, "latin-1")
 
 
+class Looked(FileText):
+    """A descriptor that is asked for while its disk may be attached."""
+
+    slot: Plugged
+
+    def get(self) -> str:
+        self.slot.look()
+        return super().get()
+
+
 class Plugged:
     """The worker's VM with a place for the disk: what is attached shows as a device, the flat file or a loop device.
 
-    As a host it gives a disk that was written another content id.
+    As a host it gives a disk another content id at the first write; that there was one shows when somebody looks.
     """
 
     def __init__(self, text: FileText, devices: Path, loop: bool) -> None:
@@ -65,22 +75,28 @@ class Plugged:
         self._loop = loop
         self._uuid = f"6000C29{abs(hash(text.file)) % (1 << 100):025x}"
         self._link = devices / f"wwn-0x{self._uuid.lower()}"
-        self._write = False
+        self._was: bytes | None = None
+        self._flat = text.path.with_name(text.path.stem + "-flat.vmdk")
 
     def attach(self, *, write: bool) -> str:
         assert not self._link.is_symlink(), "attached twice"
-        flat = self._text.path.with_name(self._text.path.stem + "-flat.vmdk")
-        self._write = write
-        self._link.symlink_to(losetup("--find", "--show", str(flat)) if self._loop else flat)
+        self._was = self._flat.read_bytes() if write else None
+        self._link.symlink_to(losetup("--find", "--show", str(self._flat)) if self._loop else self._flat)
         return self._uuid
+
+    def look(self) -> None:
+        if self._was is not None and self._was != self._flat.read_bytes():
+            self._was = None
+            FileText.put(
+                self._text, re.sub(r"(?m)^CID=.*", f"CID={random.getrandbits(31):08x}", FileText.get(self._text))
+            )
 
     def detach(self) -> None:
         if self._link.is_symlink():
             if self._loop:
                 losetup("--detach", str(self._link.readlink()))
             self._link.unlink()
-            if self._write:
-                self._text.put(re.sub(r"(?m)^CID=.*", "CID=7e57ed00", self._text.get()))
+            self.look()
 
 
 def losetup(*arguments: str) -> str:
@@ -158,8 +174,9 @@ class Bench:
         if self.carrier == "nbd":
             login = {"server": "127.0.0.1", "port": 443, "user": "u", "password": lambda: "p", "thumbprint": "AA:BB"}
             return Nbd(Export(self.standin.library, vm="vm-1", file=text.file, run="run-1", **login), text)
-        slot = Plugged(text, self.devices, self.carrier == "hotadd loop")
-        return Hotadd(slot, text, site=str(self.folder), devices=self.devices)
+        looked = Looked(descriptor)
+        looked.slot = Plugged(text, self.devices, self.carrier == "hotadd loop")
+        return Hotadd(looked.slot, looked, site=str(self.folder), devices=self.devices)
 
     @property
     def content(self) -> bytes:
@@ -310,6 +327,38 @@ def test_what_we_write_leaves_the_content_id_that_we_gave(bench: Bench) -> None:
     assert disk.content_id() == "0badcafe"
     assert "CID=0badcafe" in (bench.folder / "a.vmdk").read_text()
     assert disk.capacity() == SIZE
+
+
+@pytest.mark.parametrize("bench", ["nbd", "hotadd", "hotadd loop"], indirect=True)
+@pytest.mark.parametrize("closed", [True, False], ids=["and has gone", "and has it open"])
+def test_who_writes_before_the_content_id_comes_back_is_seen(
+    bench: Bench, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that had the disk just after us, and wrote: what it left is not taken for ours."""
+    disk = bench.disk()
+    disk.renew("0badcafe")
+    with ExitStack() as stack:
+        with disk.hold(0, MIB, wait=0) as held:
+            with closing(held.writer(holes=True)) as writer:
+                writer.write([Piece(0, 4096, b"y" * 4096)])
+                writer.flush()
+            opening = "_alone" if bench.carrier == "nbd" else "_attached"
+            unchanged = getattr(disk, opening)
+
+            def beside(wait: float) -> object:
+                monkeypatch.setattr(disk, opening, unchanged)
+                foreign = stack.enter_context(closing(unchanged(wait)))
+                if bench.carrier == "nbd":
+                    NbdWriter(foreign).write([Piece(8192, 4096, b"f" * 4096)])
+                else:
+                    bench.put(8192, b"f" * 4096)
+                if closed:
+                    stack.close()
+                return unchanged(wait)
+
+            monkeypatch.setattr(disk, opening, beside)
+    assert bench.content[8192:12288] == b"f" * 4096
+    assert disk.content_id() != "0badcafe"
 
 
 def test_a_disk_that_is_not_there_is_named(bench: Bench) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from tests.disks.standin import ROOT, Standin, plugin
 from tests.disks.test_carriers import MIB, SIZE, FileText
 from tests.disks.test_file import make
+from tests.services import wait_for
 from workers.disks import libnbd, nbdkit
 from workers.disks.libnbd import Connection, Request
 from workers.disks.nbd import Nbd, NbdReader, Opened
@@ -104,7 +104,8 @@ def test_the_library_is_told_that_the_disk_is_let_go(place: Place) -> None:
     with place.disk().still(wait=0):
         pass
     said = [line.split()[0] for line in place.standin.log]
-    assert [word for word in said if word in ("open", "close")] == ["open", "close"] * 3
+    opened = [word for word in said if word in ("open", "close")]
+    assert opened == ["open", "close"] * 4, "what was written is opened once more for its content id"
 
 
 def test_requests_are_under_way_side_by_side(place: Place) -> None:
@@ -114,13 +115,6 @@ def test_requests_are_under_way_side_by_side(place: Place) -> None:
         reader.read([(at * 65536, 4096) for at in range(32)])
     (closed,) = (line for line in place.standin.log if line.startswith("close"))
     assert int(closed.removeprefix("close most=")) >= 8
-
-
-def wait_for(condition: object) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come to it"
-        time.sleep(0.02)
 
 
 def test_the_password_is_told_to_nobody(place: Place) -> None:
@@ -225,7 +219,7 @@ def test_hole_26_nbdkit_dies_with_its_worker(place: Place, worker: tuple[subproc
     child, server = worker
     child.kill()
     child.wait()
-    wait_for(lambda: nbdkit.started(server) == "")
+    wait_for(lambda: nbdkit.started(server) == "", "nbdkit ended with its worker")
     with place.disk().hold(0, 0, wait=5):
         pass
     assert nbdkit.end_left_behind(lambda run: False) == [] and not list(nbdkit.runtime().glob("*"))

@@ -18,9 +18,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from workers.disks.alone import alone
 from workers.disks.block import BlockReader, BlockWriter
+from workers.disks.carrier import Held
 from workers.disks.described import Described, Text
-from workers.disks.saving import ReadWriter
 from workers.errors import CarrierFailed, DiskBusy, UnderstudyError
 from workers.settings.places import CarrierName
 
@@ -63,22 +64,21 @@ class Hotadd:
         """Nothing to do: a host lets nobody write a disk that a running VM has."""
         return nullcontext()
 
-    @contextmanager
-    def hold(self, offset: int, length: int, *, wait: float) -> Iterator[_Holder]:
-        held = _Holder(self, _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait))
-        try:
-            yield held
-        except BaseException:
-            with suppress(UnderstudyError):  # the first error is the one to be told
-                held.let_go()
-            raise
-        held.let_go()
+    def hold(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[Held]:
+        return alone(
+            self._descriptor,
+            lambda: self._attached(wait),
+            lambda attached, holes: BlockWriter(attached.device, attached.size, holes=holes),
+        )
 
     @contextmanager
     def still(self, *, wait: float) -> Iterator[None]:
         """Attached once, and taken off: a disk that a VM has can be neither frozen nor changed."""
-        _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait).close()
+        self._attached(wait).close()
         yield
+
+    def _attached(self, wait: float) -> _Attached:
+        return _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait)
 
     def content_id(self) -> str:
         return self.described().cid
@@ -127,29 +127,6 @@ class _Attached(BlockReader):
         finally:
             if lock is not None:
                 os.close(lock)
-
-
-class _Holder:
-    """A disk that is attached to be written. Its host gives it another content id at the first write; the one that it
-    had comes back at the end, for by that the run knows that nobody else has written."""
-
-    def __init__(self, disk: Hotadd, attached: _Attached) -> None:
-        self._disk = disk
-        self._attached = attached
-        self._before = ""
-
-    def writer(self, *, holes: bool) -> ReadWriter:
-        described = self._disk.described()
-        described.check_base()
-        self._before = self._before or described.cid
-        return BlockWriter(self._attached.device, self._attached.size, holes=holes)
-
-    def let_go(self) -> None:
-        self._attached.close()
-        if self._before:
-            described = self._disk.described()
-            if described.cid != self._before:
-                described.renew(self._before)
 
 
 # --- this machine's devices ---------------------------------------------------------------------------------------

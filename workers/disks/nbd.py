@@ -9,16 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import ClassVar
 
 import numpy as np
 
+from workers.disks.alone import alone
+from workers.disks.carrier import Held
 from workers.disks.described import Described, Text
 from workers.disks.libnbd import LARGEST, Connection, Request
 from workers.disks.nbdkit import Export, Process
-from workers.disks.saving import ReadWriter
-from workers.errors import DiskBusy, UnderstudyError
+from workers.errors import DiskBusy
 from workers.extents import EMPTY, Extents
 from workers.point import Piece
 from workers.settings.places import CarrierName
@@ -166,16 +167,9 @@ class Nbd:
         """VMware's library keeps nothing between two openings: what is read is always what the host has."""
         return NbdReader(Opened(self.export, write=False))
 
-    @contextmanager
-    def hold(self, offset: int, length: int, *, wait: float) -> Iterator[_Holder]:
-        held = _Holder(self, self._alone(wait))
-        try:
-            yield held
-        except BaseException:
-            with suppress(UnderstudyError):  # the first error is the one to be told
-                held.let_go()
-            raise
-        held.let_go()
+    def hold(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[Held]:
+        """Zeroes are written as zeroes: VMware's library has no other way."""
+        return alone(self._descriptor, lambda: self._alone(wait), lambda opened, holes: NbdWriter(opened))
 
     def unwritten(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
         """Nothing to do: VMware's library lets nobody write a disk while it is open to be read."""
@@ -209,27 +203,3 @@ class Nbd:
 
     def described(self) -> Described:
         return Described(self._descriptor)
-
-
-class _Holder:
-    """The disk opened for writing. VMware's library gives it another content id at the first write: the one that it had
-    comes back at the end, for by that the run knows that nobody else has written."""
-
-    def __init__(self, disk: Nbd, opened: Opened) -> None:
-        self._disk = disk
-        self._opened = opened
-        self._before = ""
-
-    def writer(self, *, holes: bool) -> ReadWriter:
-        """Zeroes are written as zeroes: VMware's library has no other way."""
-        described = self._disk.described()
-        described.check_base()
-        self._before = self._before or described.cid
-        return NbdWriter(self._opened)
-
-    def let_go(self) -> None:
-        self._opened.close()
-        if self._before:
-            described = self._disk.described()
-            if described.cid != self._before:
-                described.renew(self._before)
