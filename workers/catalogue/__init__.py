@@ -38,12 +38,12 @@ from workers.catalogue import holds as _holds
 from workers.catalogue import inventory as _inventory
 from workers.catalogue import leases as _leases
 from workers.catalogue import memberships as _memberships
-from workers.catalogue import migrations, schema
 from workers.catalogue import pairs as _pairs
 from workers.catalogue import places as _places
 from workers.catalogue import points as _points
 from workers.catalogue import rebuilding as _rebuilding
 from workers.catalogue import runs as _runs
+from workers.catalogue import schema, version
 from workers.catalogue import scrubs as _scrubs
 from workers.catalogue import slices as _slices
 from workers.catalogue import sync_points as _sync_points
@@ -95,6 +95,8 @@ class Catalogue(Database):
     @classmethod
     def create(cls, url: str, *, lock_wait: float = LOCK_WAIT) -> Catalogue:
         """Make the catalogue, or bring the tables of an older one up to this version. Its realm's id is made once."""
+        from workers.catalogue.migrations import upgrade  # brings Alembic: see version.py
+
         made = cls(url, lock_wait=lock_wait)
         file = made.file
         if file is not None:
@@ -106,7 +108,7 @@ class Catalogue(Database):
             except OSError as err:
                 raise ConfigError(f"the catalogue {file} cannot be made: {err.strerror}") from err
         with made.write() as conn:
-            migrations.upgrade(conn, str(made))
+            upgrade(conn, str(made))
             if conn.execute(sa.select(schema.realm.c.id)).first() is None:
                 conn.execute(sa.insert(schema.realm).values(id=str(uuid.uuid4()), created=now(conn)))
         return made
@@ -119,7 +121,7 @@ class Catalogue(Database):
         if file is not None and not file.exists():
             raise ConfigError(f"there is no catalogue at {file}; run `understudy init` to make one")
         with opened.read() as conn:
-            migrations.demand_head(conn, str(opened))
+            version.demand_head(conn, str(opened))
         return opened
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009_copy6"
+revision = "0009_places"
 down_revision = "0008_errors"
 
 
