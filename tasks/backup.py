@@ -7,10 +7,10 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, only_known, send, send_requested, with_helpers
+from tasks.dispatch import done, only_known, send_requested, with_helpers
 from workers import backup, dispatch, left_behind
 from workers.errors import BadInput
-from workers.models import RunReport, Trigger
+from workers.models import Trigger
 
 
 @app.task(name="understudy.backup", throws=(BadInput,))
@@ -31,21 +31,13 @@ def request_runs(vm: str, *, full: str | None = None) -> list[Any]:
 @app.task(name="understudy.backup.run", bind=True)
 def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
-    return _done(backup.run(with_helpers(), run))
+    return done(backup.run(with_helpers(), run))
 
 
 @app.task(name="understudy.backup.slice", bind=True)
 def help_out(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Work on free slices of the run, beside other workers. Without any it does nothing."""
-    return _done(backup.help_out(with_helpers(), run))
-
-
-def _done(report: RunReport) -> dict[str, Any]:
-    go_on(report)
-    if report.outcome == "succeeded" and report.point is not None:
-        _, store, uuid = here().catalogue.run(report.run).target.split(":", 2)
-        send(dispatch.after_backup(here(), uuid, store, report.point))
-    return report.model_dump(mode="json")
+    return done(backup.help_out(with_helpers(), run))
 
 
 @app.task(name="understudy.backup.clean", ignore_result=True)

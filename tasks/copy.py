@@ -7,11 +7,10 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, only_known, send, send_requested, with_helpers
-from workers import copy, dispatch
+from tasks.dispatch import done, only_known, send_requested, with_helpers
+from workers import copy
 from workers.copies import CopyPlan, check_ends
 from workers.errors import BadInput, NotFound
-from workers.models import RunReport
 from workers.restore_points import choose, uuids_of
 
 
@@ -55,18 +54,10 @@ def _meant(vm: str, source: str, to: str, point: str | None) -> tuple[str, str, 
 @app.task(name="understudy.copy.run", bind=True)
 def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
-    return _done(copy.run(with_helpers(), run))
+    return done(copy.run(with_helpers(), run))
 
 
 @app.task(name="understudy.copy.slice", bind=True)
 def help_out(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Work on free slices of the run, beside other workers. Without any it does nothing."""
-    return _done(copy.help_out(with_helpers(), run))
-
-
-def _done(report: RunReport) -> dict[str, Any]:
-    go_on(report)
-    if report.outcome == "succeeded" and report.point is not None:
-        _, store, uuid = here().catalogue.run(report.run).target.split(":", 2)
-        send(dispatch.after_backup(here(), uuid, store, report.point))
-    return report.model_dump(mode="json")
+    return done(copy.help_out(with_helpers(), run))

@@ -112,14 +112,20 @@ def queue_of(run: Run) -> str:
     return adhoc_queue(run.site) if run.trigger is Trigger.AD_HOC else data_queue(run.site)
 
 
-def go_on(report: RunReport) -> None:
-    """Queue the rest of a run that was given back, or of the help with one. The reaper would too, later."""
+def done(report: RunReport) -> dict[str, Any]:
+    """What a task that worked on a run answers. What follows from it is queued now; the reaper would do it, later."""
     if report.outcome == "helps":
         call_helpers(here().catalogue.run(report.run), 1)
     if report.outcome in ("continues", "waiting"):
         run = here().catalogue.run(report.run)
         pause = (run.not_before - here().catalogue.now()).total_seconds() if run.not_before else 0.0
         send([run], countdown=pause + 0.1 if pause > 0 else None)
+    if report.outcome == "succeeded" and report.point is not None:
+        run = here().catalogue.run(report.run)
+        if run.kind in (RunKind.BACKUP, RunKind.COPY):
+            _, store, uuid = run.target.split(":", 2)
+            send(dispatch.after_backup(here(), uuid, store, report.point))
+    return report.model_dump(mode="json")
 
 
 def send_requested(requested: Iterable[tuple[Run, bool]]) -> list[dict[str, Any]]:

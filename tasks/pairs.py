@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on
+from tasks.dispatch import done
 from workers import adopt, dispatch, forget
 from workers.errors import BadInput
 from workers.models import Pair, RunKind
@@ -45,14 +45,10 @@ def request_runs(pair: Pair, kind: RunKind, memory: Mapping[str, str]) -> list[A
 @app.task(name="understudy.adopt.run", bind=True)
 def work_adopt(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, an adoption."""
-    report = adopt.run(here(), run)
-    go_on(report)
-    return report.model_dump(mode="json")
+    return done(adopt.run(here(), run))
 
 
 @app.task(name="understudy.forget.run", bind=True)
 def work_forget(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the forgetting of a pair."""
-    report = forget.run(here(), run)
-    go_on(report)
-    return report.model_dump(mode="json")
+    return done(forget.run(here(), run))

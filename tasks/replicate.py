@@ -9,10 +9,10 @@ import structlog
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, only_known, send_requested, with_helpers
+from tasks.dispatch import done, only_known, send_requested, with_helpers
 from workers import dispatch, replicate
 from workers.errors import BadInput, UnderstudyError
-from workers.models import RunReport, Trigger
+from workers.models import Trigger
 
 log = structlog.get_logger()
 
@@ -64,15 +64,10 @@ def request_runs(
 @app.task(name="understudy.sync.run", bind=True)
 def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
-    return _done(replicate.run(with_helpers(), run))
+    return done(replicate.run(with_helpers(), run))
 
 
 @app.task(name="understudy.sync.slice", bind=True)
 def help_out(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Work on free slices of the run, beside other workers. Without any it does nothing."""
-    return _done(replicate.help_out(with_helpers(), run))
-
-
-def _done(report: RunReport) -> dict[str, Any]:
-    go_on(report)
-    return report.model_dump(mode="json")
+    return done(replicate.help_out(with_helpers(), run))

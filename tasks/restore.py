@@ -8,10 +8,9 @@ from celery import Task
 from pydantic import ValidationError
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, only_known, send_requested, with_helpers
+from tasks.dispatch import done, only_known, send_requested, with_helpers
 from workers import restore, rollback
 from workers.errors import BadInput
-from workers.models import RunReport
 from workers.restore_order import Wish
 from workers.undo import SYNC_POINT
 
@@ -34,18 +33,13 @@ def request(vm: Any = None, *more: Any, yes: Any = False, **wish: Any) -> list[d
 @app.task(name="understudy.restore.run", bind=True)
 def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
-    return _done(restore.run(with_helpers(), run))
+    return done(restore.run(with_helpers(), run))
 
 
 @app.task(name="understudy.restore.slice", bind=True)
 def help_out(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Work on free slices of the run, beside other workers. Without any it does nothing."""
-    return _done(restore.help_out(with_helpers(), run))
-
-
-def _done(report: RunReport) -> dict[str, Any]:
-    go_on(report)
-    return report.model_dump(mode="json")
+    return done(restore.help_out(with_helpers(), run))
 
 
 @app.task(name="understudy.rollback", throws=(BadInput,))

@@ -8,7 +8,7 @@ from typing import Any
 from celery import Task
 
 from tasks.app import app, here
-from tasks.dispatch import go_on, only_known, send_requested
+from tasks.dispatch import done, only_known, send_requested
 from tasks.pairs import pairs_of
 from workers import verify
 from workers.errors import BadInput
@@ -37,6 +37,4 @@ def request_runs(vm: str, *, repair: bool, targets: Sequence[str] = ()) -> list[
 @app.task(name="understudy.verify.run", bind=True)
 def work(self: Task, run: str, vm: str | None = None) -> dict[str, Any]:
     """Do, or go on with, the run. A doubled or late message finds it done or taken, and does nothing."""
-    report = verify.run(here(), run)
-    go_on(report)
-    return report.model_dump(mode="json")
+    return done(verify.run(here(), run))

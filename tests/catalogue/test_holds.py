@@ -6,7 +6,6 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 
 from tests.catalogue import some
 from tests.catalogue.races import race
@@ -218,9 +217,7 @@ def test_pauses_and_families_of_an_older_catalogue_are_kept(url: str) -> None:
     if catalogue.file is not None:
         catalogue.file.touch()
     with catalogue.write() as conn:
-        config = migrations._config()
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0001")
+        migrations.upgrade(conn, url, "0001")
         conn.exec_driver_sql("INSERT INTO realm VALUES ('realm-1', '2026-01-01 00:00:00')")
         conn.exec_driver_sql(
             "INSERT INTO pairs VALUES ('p1', 'prod', 'u', 'web', 'main', 'dr', 'dr', NULL, 'web_replica', 1, 'none', "

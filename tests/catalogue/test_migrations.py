@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from alembic import command
-
 from workers.catalogue import Catalogue, migrations
 
 VM = "INSERT INTO vms VALUES ('prod', 'u-1', 'v', 'b', 'vm-1', 'web-1', 'poweredOn', {no}, 'DC', {now}, NULL)"
@@ -14,9 +12,7 @@ def test_vms_that_were_known_before_rules_are_known_after_them(url: str) -> None
     if old.file is not None:
         old.file.touch()
     with old.write() as conn:
-        config = migrations._config()
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0001")
+        migrations.upgrade(conn, url, "0001")
         false = "0" if old.is_sqlite else "false"
         conn.exec_driver_sql(VM.format(no=false, now="CURRENT_TIMESTAMP"))
     old.close()

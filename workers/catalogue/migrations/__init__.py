@@ -17,11 +17,12 @@ from workers.catalogue.database import take_turns
 from workers.catalogue.version import refuse_newer
 
 
-def upgrade(conn: sa.Connection, name: str) -> None:
-    """To the newest version, within the caller's transaction; a second caller waits and finds nothing to do."""
+def upgrade(conn: sa.Connection, name: str, to: str = "head") -> None:
+    """To the newest version, or `to` that one, within the caller's transaction; a second caller waits and finds
+    nothing to do."""
     take_turns(conn, "migrations")
     refuse_newer(conn, name)
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = conn
-    command.upgrade(config, "head")
+    command.upgrade(config, to)
