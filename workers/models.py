@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Model(BaseModel):
     """Frozen, and an unknown key is an error: a typing mistake must not be kept silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class VmIdentity(Model):
