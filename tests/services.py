@@ -193,8 +193,11 @@ class Program:
 
     def __init__(self, command: list[str], log: Path, *, env: dict[str, str], cwd: Path) -> None:
         self.log = log
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
+        self.process = self.begin(command, env, cwd)
+
+    def begin(self, command: list[str], env: dict[str, str], cwd: Path) -> Any:
+        with self.log.open("ab") as out:
+            return subprocess.Popen(
                 command, env=env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
 

@@ -7,7 +7,6 @@ thing. What was asked for and came to its end is judged here; the rest at the en
 from __future__ import annotations
 
 import random
-import subprocess
 import threading
 import time
 import traceback
@@ -255,10 +254,4 @@ class Activity:
 
     def compact(self) -> None:
         made = self.place.realm
-        subprocess.run(
-            made.argv("store", "compact", "main"),
-            cwd=made.cwd,
-            env=made.env(str(self.place.armed)),
-            capture_output=True,
-            timeout=5 * PATIENT,
-        )
+        made.run("store", "compact", "main", env=made.env(str(self.place.armed)))

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from tasks.app import configuration
-from tests import services
+from tests import forks, services
 from tests.integration.world import ROOT, World
 from workers.models import Run, RunState
 
@@ -50,7 +49,7 @@ class Message(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class Worker(services.Program):
+class Worker(forks.Understudy):
     """A worker and its pool."""
 
     def ready(self) -> None:
@@ -97,7 +96,7 @@ class Realm:
     # --- processes --------------------------------------------------------------------------------------------
 
     def argv(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "tasks.cli", "--config", str(self.world.config), *arguments]
+        return ["--config", str(self.world.config), *arguments]
 
     def env(self, fault: str = "") -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "UNDERSTUDY_FAULT": fault}
@@ -121,7 +120,7 @@ class Realm:
 
     def program(self, *arguments: str) -> services.Program:
         log = self._log(arguments[0])
-        return self._started(services.Program(self.argv(*arguments), log, env=self.env(), cwd=self.cwd))
+        return self._started(forks.Understudy(self.argv(*arguments), log, env=self.env(), cwd=self.cwd))
 
     def stop(self, *programs: services.Program) -> None:
         for program in programs:
@@ -138,11 +137,13 @@ class Realm:
 
     def command(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """`understudy ...`, as a person runs it."""
-        done = subprocess.run(
-            self.argv(*arguments), cwd=self.cwd, env=self.env(), capture_output=True, text=True, timeout=2 * PATIENCE
-        )
+        done = self.run(*arguments, env=self.env())
         assert done.returncode == code, done.stdout + done.stderr
         return done
+
+    def run(self, *arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        folder, patience = self.world.folder, 2 * PATIENCE
+        return forks.run(self.argv(*arguments), env=env, cwd=self.cwd, folder=folder, timeout=patience)
 
     def _log(self, name: str) -> Any:
         return self.world.folder / f"{len(self._programs)}-{name}.log"

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -18,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests import services
+from tests import forks, services
 from tests.command import forgetting, run
 from tests.integration.world import MIB, ROOT, World
 from workers.models import RunState
@@ -38,10 +37,10 @@ class Command:
         self.processes: list[services.Program] = []
 
     def argv(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-P", "-m", "tasks.cli", "--config", str(self.world.config), *arguments]
+        return ["--config", str(self.world.config), *arguments]
 
     def __call__(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run(self.argv(*arguments), cwd=self.cwd, env=ENV, capture_output=True, text=True, timeout=120)
+        done = forks.run(self.argv(*arguments), env=ENV, cwd=self.cwd, folder=self.world.folder, timeout=120)
         assert done.returncode == code, done.stdout + done.stderr
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
@@ -63,12 +62,21 @@ class Command:
     def start(self, *arguments: str) -> services.Program:
         log = self.world.folder / f"{'-'.join(arguments).replace('/', '')}.log"
         # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that: undone by env.
-        argv = ["env", "--default-signal=INT", *self.argv(*arguments)]
+        argv = ["env", "--default-signal=INT", sys.executable, "-P", "-m", "tasks.cli", *self.argv(*arguments)]
         self.processes.append(services.Program(argv, log, env=ENV, cwd=self.cwd))
         return self.processes[-1]
 
     def workers(self) -> None:
-        started = [self.start("worker", "--site", site, "--concurrency", "1") for site in ("prod", "dr")]
+        started = [
+            forks.Understudy(
+                self.argv("worker", "--site", site, "--concurrency", "1"),
+                self.world.folder / f"worker-{site}.log",
+                env=ENV,
+                cwd=self.cwd,
+            )
+            for site in ("prod", "dr")
+        ]
+        self.processes += started
         for worker in started:
             services.wait_for(lambda worker=worker: worker.said(" ready."), "a ready worker", timeout=60)
 
