@@ -143,19 +143,23 @@ class Carried:
         return disk.id in self._chosen
 
     def of(self, disk: Disk, *, snapshot: str | None = None, file: str | None = None) -> Carrier:
-        """The way to a disk, by the carrier that `choose` gave it; `file` = another file of it than the live one."""
+        """The way to a disk, by the carrier that `choose` gave it; `file` = another file of it than the live one, on
+        which the live one stands; `snapshot`: the one by which it is reached. Neither is ever opened to be written.
+        """
         name = self._chosen[disk.id]
         path = file or disk.file
+        frozen = snapshot is not None or path != disk.file
         if name == "nbd":
             if self._over is not None:
                 for sentence in nbdkit.end_left_behind(self._over):
                     log.warning(sentence, run=self.run)
                 self._over = None
-            return Nbd(self._export(path, snapshot), files.DatastoreFile(self.session, path))
+            return Nbd(self._export(path, snapshot), files.DatastoreFile(self.session, path), frozen=frozen)
         if name == "hotadd":
             slot = hotadd.OwnVm(self.session, self._own_vm, path)
             text = files.DatastoreFile(self.session, path)
-            return attached.Hotadd(slot, text, site=self.session.name, devices=self.site.hotadd.devices)
+            site, devices = self.session.name, self.site.hotadd.devices
+            return attached.Hotadd(slot, text, site=site, devices=devices, frozen=frozen)
         return Mounted(datastore_file(self.site.datastores, path))
 
     def _export(self, file: str, snapshot: str | None) -> Export:
@@ -212,6 +216,13 @@ class Ways:
         choices = self._carried.choose(disks, reads=False)
         self._live.remember(**{CARRIERS: carriers.stored(choices)})
         self._live.note(*words(disks, choices))
+
+
+def under(state: VmState, disk: Disk) -> tuple[str, str | None]:
+    """The file of a disk under the newest snapshot, and that snapshot; the live file where none stands."""
+    if disk.parent is None:
+        return disk.file, None
+    return disk.parent, state.snapshots[-1].moref if state.snapshots else None
 
 
 def words(disks: Iterable[Disk], choices: Mapping[str, Choice]) -> list[str]:

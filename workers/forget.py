@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from workers import faults, plan, undo_kept
-from workers.carried import Carried
+from workers.carried import Carried, under
 from workers.errors import ConfigError, Foreign, NotFound, Refused, Touched
 from workers.models import Pair, RunKind, RunReport, RunState, VmState
 from workers.pins_elsewhere import unpin_elsewhere
@@ -163,8 +163,8 @@ def _locked(live: Live, session: Session, state: VmState) -> Iterator[None]:
             carried = Carried(session, state.identity.moref, run=live.run.id, over=live.over)
             carried.choose(state.config.disks, reads=False)
             for disk in sorted(state.config.disks, key=lambda disk: disk.parent or disk.file):
-                base = carried.of(disk, file=disk.parent or disk.file)
-                stack.enter_context(base.still(wait=wait))
+                file, seal = under(state, disk)
+                stack.enter_context(carried.of(disk, file=file, snapshot=seal).still(wait=wait))
         yield
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from workers import faults, plan, undo_kept
-from workers.carried import Ways
+from workers.carried import Ways, under
 from workers.disks.carrier import Carrier
 from workers.errors import FencedOut, NotFound
 from workers.models import Cursor, Disk, Pair, RunReport, SyncPoint
@@ -195,9 +195,11 @@ class HeldReplica(Replica):
     def _locked(self) -> Iterator[None]:
         """The whole-disk lock on every disk of the replica, in one order."""
         with ExitStack() as stack:
-            for disk in sorted(self._disks().values(), key=_base):
+            for disk in sorted(self._disks().values(), key=lambda disk: disk.parent or disk.file):
+                assert self.state is not None
+                file, seal = under(self.state, disk)
                 try:
-                    stack.enter_context(self._way(disk, _base(disk)).still(wait=self._wait()))
+                    stack.enter_context(self._way(disk, file, snapshot=seal).still(wait=self._wait()))
                 except NotFound as err:
                     self._look_again(disk, err)
                     raise
@@ -273,11 +275,6 @@ def stay_there(here: Here, pair: Pair, point: str) -> Pair:
     held = here.catalogue.pause(pair.id, there + also)
     faults.at("rollback.paused")
     return held
-
-
-def _base(disk: Disk) -> str:
-    """The file under the seal."""
-    return disk.parent or disk.file
 
 
 def nonce() -> str:

@@ -232,6 +232,11 @@ func ensureFile(d *types.VirtualDisk, created bool) *refusal {
 	if err != nil {
 		return fileFault(b.FileName, err)
 	}
+	if len(i.children()) > 0 && writable(d) {
+		// VDDK guide, "Restoring a Virtual Machine and Disk" and "SAN Transport": on vVols and on vSAN a disk is read-only
+		// while a snapshot stands on it. VMFS and NFS let it be written: whoever has to do that could not go elsewhere.
+		return refuse(&types.FileFault{File: b.FileName}, "The file %s is read-only: a snapshot stands on it.", b.FileName)
+	}
 	info, err := readDescriptor(i.descriptorPath())
 	if err != nil {
 		return fileFault(b.FileName, err)

@@ -80,6 +80,8 @@ class Plugged:
 
     def attach(self, *, write: bool) -> str:
         assert not self._link.is_symlink(), "attached twice"
+        if write and f'parentFileNameHint="{self._text.path.name}"' in _texts(self._flat.parent):
+            raise Refused(f"{self.file} is read-only: a snapshot stands on it, on a vVol or on vSAN")
         self._was = self._flat.read_bytes() if write else None
         self._link.symlink_to(losetup("--find", "--show", str(self._flat)) if self._loop else self._flat)
         return self._uuid
@@ -97,6 +99,10 @@ class Plugged:
                 losetup("--detach", str(self._link.readlink()))
             self._link.unlink()
             self.look()
+
+
+def _texts(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("*.vmdk") if "-flat" not in path.name)
 
 
 def losetup(*arguments: str) -> str:
@@ -159,13 +165,13 @@ class Bench:
             login = {"user": "u", "password": "p", "thumbprint": "AA:BB"}
             self.standin = Standin(folder / "vddk", {"ds1": folder / "ds1"}, **login)
 
-    def disk(self, name: str = "a", parent: str = "") -> Carrier:
+    def disk(self, name: str = "a", parent: str = "", *, frozen: bool = False) -> Carrier:
         descriptor = self.folder / f"{name}.vmdk"
         if not descriptor.exists():
             make(self.folder, name, SIZE, parent)
-        return self.to(descriptor)
+        return self.to(descriptor, frozen=frozen)
 
-    def to(self, descriptor: Path) -> Carrier:
+    def to(self, descriptor: Path, *, frozen: bool = False) -> Carrier:
         text = FileText(descriptor)
         if self.carrier == "file":
             return Mounted(descriptor)
@@ -173,10 +179,11 @@ class Bench:
             return InMemory(text, self._memory.setdefault(descriptor.stem, MemoryDisk(bytes(SIZE))))
         if self.carrier == "nbd":
             login = {"server": "127.0.0.1", "port": 443, "user": "u", "password": lambda: "p", "thumbprint": "AA:BB"}
-            return Nbd(Export(self.standin.library, vm="vm-1", file=text.file, run="run-1", **login), text)
+            export = Export(self.standin.library, vm="vm-1", file=text.file, run="run-1", **login)
+            return Nbd(export, text, frozen=frozen)
         looked = Looked(descriptor)
         looked.slot = Plugged(text, self.devices, self.carrier == "hotadd loop")
-        return Hotadd(looked.slot, looked, site=str(self.folder), devices=self.devices)
+        return Hotadd(looked.slot, looked, site=str(self.folder), devices=self.devices, frozen=frozen)
 
     @property
     def content(self) -> bytes:
@@ -315,6 +322,20 @@ def test_one_writer_at_a_time(bench: Bench) -> None:
         reader.read([(0, 4096)])
     with other.hold(0, MIB, wait=0):
         pass
+
+
+def test_a_disk_under_a_snapshot_is_locked_without_the_right_to_write_it(bench: Bench) -> None:
+    """On vVols and on vSAN nobody may open it to be written; who wrote before the snapshot is waited for as ever."""
+    writing, frozen = bench.disk(), bench.disk(frozen=True)
+    with writing.hold(0, MIB, wait=0):
+        bench.disk("a-000001", parent="a.vmdk")
+        with pytest.raises(DiskBusy), frozen.still(wait=0):
+            raise AssertionError("still while somebody writes")
+    if bench.carrier in ("nbd", "hotadd", "hotadd loop"):  # the file carrier's lock is its own
+        with pytest.raises(UnderstudyError), writing.still(wait=0):
+            raise KeyError("a disk was opened to be written that a snapshot stands on")
+    with frozen.still(wait=0), closing(frozen.reader()) as reader:
+        reader.read([(0, 4096)])
 
 
 def test_what_we_write_leaves_the_content_id_that_we_gave(bench: Bench) -> None:

@@ -175,6 +175,19 @@ def test_independent_disks_stand_outside(sim: Sim, mode: str) -> None:
     assert (sim.bytes(vm)[:1], sim.bytes(vm, 1)[:1]) == (b"\0", b"B")
 
 
+def test_a_disk_under_a_snapshot_is_attached_elsewhere_to_be_read_alone(sim: Sim) -> None:
+    vm, worker = sim.create("s-frozen"), sim.create("s-worker")
+    file = disks(vm)[0].backing.fileName
+    sim.snapshot(vm, "one")
+    writing = new_disk(0, unit=1, controller=1000, file=file, mode="independent_persistent")
+    with pytest.raises(vim.fault.FileFault, match="read-only"):
+        sim.reconfigure(worker, deviceChange=[add(writing)])
+    reading = new_disk(0, unit=1, controller=1000, file=file, mode="independent_nonpersistent")
+    sim.reconfigure(worker, deviceChange=[add(reading)])
+    assert disks(worker)[1].backing.fileName == file
+    sim.reconfigure(worker, deviceChange=[remove(disks(worker)[1])])
+
+
 def test_no_extension_under_a_snapshot(sim: Sim) -> None:
     vm = sim.create("s-extend")
     snap = sim.snapshot(vm, "s")

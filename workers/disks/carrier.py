@@ -40,7 +40,8 @@ class Carrier(Protocol):
     def still(self, *, wait: float) -> AbstractContextManager[None]:
         """No writer that held any part before is at work, and whoever comes later must check its fence once more.
 
-        vCenter may work on the disk meanwhile: a carrier by whose lock it would be kept out lets go of it at once.
+        vCenter may work on the disk meanwhile: a carrier by whose lock it would be kept out lets go of it at once. Of a
+        disk under a snapshot this needs no right to write it: on vVols and on vSAN nobody has that.
         """
 
     def content_id(self) -> str:

@@ -50,8 +50,10 @@ class Hotadd:
     name: ClassVar[CarrierName] = "hotadd"
     whole: ClassVar[bool] = True
 
-    def __init__(self, slot: Slot, descriptor: Text, *, site: str, devices: Path = BY_ID) -> None:
+    def __init__(self, slot: Slot, descriptor: Text, *, site: str, devices: Path = BY_ID, frozen: bool = False) -> None:
+        """`frozen`: another file stands on this one."""
         self._slot = slot
+        self._frozen = frozen
         self._descriptor = descriptor
         self._site = site
         self._devices = devices
@@ -73,12 +75,13 @@ class Hotadd:
 
     @contextmanager
     def still(self, *, wait: float) -> Iterator[None]:
-        """Attached once, and taken off: a disk that a VM has can be neither frozen nor changed."""
-        self._attached(wait).close()
+        """Attached once, and taken off: a disk that a VM has can be neither frozen nor changed. One under a snapshot is
+        attached to be read: that waits for writers too, and to write is refused on vVols and on vSAN."""
+        self._attached(wait, write=not self._frozen).close()
         yield
 
-    def _attached(self, wait: float) -> _Attached:
-        return _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait)
+    def _attached(self, wait: float, *, write: bool = True) -> _Attached:
+        return _Attached(self._slot, self._site, self._devices, self.capacity(), write=write, wait=wait)
 
     def content_id(self) -> str:
         return self.described().cid

@@ -159,9 +159,11 @@ class Nbd:
     name: ClassVar[CarrierName] = "nbd"
     whole: ClassVar[bool] = True
 
-    def __init__(self, export: Export, descriptor: Text) -> None:
+    def __init__(self, export: Export, descriptor: Text, *, frozen: bool = False) -> None:
+        """`frozen`: another file stands on this one."""
         self.export = export
         self._descriptor = descriptor
+        self._frozen = frozen
 
     def reader(self, *, fresh: bool = False) -> NbdReader:
         """VMware's library keeps nothing between two openings: what is read is always what the host has."""
@@ -178,15 +180,16 @@ class Nbd:
     @contextmanager
     def still(self, *, wait: float) -> Iterator[None]:
         """Opened once, and let go: a host that has the disk open would refuse to snapshot or to change the VM. Who had
-        it before is gone then, and who comes later finds his fence lower."""
-        self._alone(wait).close()
+        it before is gone then, and who comes later finds his fence lower. A disk under a snapshot is opened to be read:
+        that waits for writers too, and to write is refused on vVols and on vSAN."""
+        self._alone(wait, write=not self._frozen).close()
         yield
 
-    def _alone(self, wait: float) -> Opened:
+    def _alone(self, wait: float, *, write: bool = True) -> Opened:
         deadline = time.monotonic() + wait
         while True:
             try:
-                return Opened(self.export, write=True)
+                return Opened(self.export, write=write)
             except DiskBusy:
                 if time.monotonic() > deadline:
                     raise

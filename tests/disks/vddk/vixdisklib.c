@@ -12,9 +12,11 @@
  * way at once at most.
  *
  * As VMware's library it lets one writer open a disk, and none while somebody reads it; and the first write after an
- * opening gives the disk a new content id.
+ * opening gives the disk a new content id. As on a vVol or on vSAN nobody may open a disk to write it on which a snapshot
+ * stands (VDDK guide, "Restoring a Virtual Machine and Disk", "SAN Transport").
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -175,6 +177,28 @@ static int locked(int fd, int read_only) { /* of the open file, against other pr
   return fcntl(fd, F_OFD_SETLK, &whole) != 0;
 }
 
+static int stood_upon(const char *descriptor) { /* does another descriptor of its folder name it as its parent? */
+  char folder[PATHS], other[2 * PATHS], mark[PATHS], text[PATHS];
+  int found = 0;
+  snprintf(folder, sizeof folder, "%s", descriptor);
+  char *name = strrchr(folder, '/');
+  if (!name) return 0;
+  *name++ = 0;
+  snprintf(mark, sizeof mark, "parentFileNameHint=\"%s\"", name);
+  DIR *listed = opendir(folder);
+  for (struct dirent *e; listed && !found && (e = readdir(listed));) {
+    if (!strstr(e->d_name, ".vmdk") || strstr(e->d_name, "-flat.vmdk")) continue;
+    snprintf(other, sizeof other, "%s/%s", folder, e->d_name);
+    FILE *file = fopen(other, "r");
+    size_t n = file ? fread(text, 1, sizeof text - 1, file) : 0;
+    text[n] = 0;
+    if (file) fclose(file);
+    found = strstr(text, mark) != NULL;
+  }
+  if (listed) closedir(listed);
+  return found;
+}
+
 API Err VixDiskLib_Open(void *login, const char *name, uint32_t flags, void **out) {
   Disk *d = calloc(1, sizeof *d);
   char flat[PATHS];
@@ -183,6 +207,7 @@ API Err VixDiskLib_Open(void *login, const char *name, uint32_t flags, void **ou
   note("open %s read_only=%d", name, d->read_only);
   if (counted("locked") >= 0) err = LOCKED;
   else if (descriptor_of(name, d->descriptor, sizeof d->descriptor) || access(d->descriptor, R_OK)) err = NOT_FOUND;
+  else if (!d->read_only && stood_upon(d->descriptor)) err = READ_ONLY;
   else {
     size_t stem = strlen(d->descriptor) - strlen(".vmdk");
     if (snprintf(flat, sizeof flat, "%.*s-flat.vmdk", (int)stem, d->descriptor) >= (int)sizeof flat) err = NOT_FOUND;
