@@ -31,7 +31,8 @@ log = structlog.get_logger()
 
 def library(site: Site) -> Library:
     assert site.vddk is not None
-    return Library(site.vddk.libdir, site.vddk.plugin, site.vddk.transports, site.vddk.compression)
+    vddk = site.vddk
+    return Library(vddk.libdir, vddk.plugin, vddk.transports, vddk.compression, vddk.to_write)
 
 
 def content_id(session: Session, file: str) -> str:
@@ -51,13 +52,12 @@ def _descriptor(session: Session, file: str) -> Descriptor | Described:
     return Descriptor(path)
 
 
-def obstacles(session: Session, disk: Disk, *, chain: bool = False) -> dict[CarrierName, str | None]:
-    """Why each carrier can not reach this disk from this worker; None where it can. `chain`: it is read as one of
-    several files that stand on one another."""
+def obstacles(session: Session, disk: Disk, *, reads: bool) -> dict[CarrierName, str | None]:
+    """Why each carrier can not reach this disk from this worker; None where it can. `reads`: from a snapshot."""
     name, site = session.name, session.site
     return {
-        "file": _no_file(name, site, disk, chain),
-        "nbd": _no_nbd(name, site),
+        "file": _no_file(name, site, disk, chain=reads and disk.parent is not None),
+        "nbd": _no_nbd(name, site, reads),
         "hotadd": _no_hotadd(session),
     }
 
@@ -86,7 +86,7 @@ def detach_left_behind(session: Session) -> list[str]:
     return attached.detach_left_behind(session.name, lambda file: hotadd.OwnVm(session, moref, file))
 
 
-def _no_file(name: str, site: Site, disk: Disk, chain: bool) -> str | None:
+def _no_file(name: str, site: Site, disk: Disk, *, chain: bool) -> str | None:
     try:
         datastore_file(site.datastores, disk.file)
     except ConfigError:
@@ -97,9 +97,14 @@ def _no_file(name: str, site: Site, disk: Disk, chain: bool) -> str | None:
     return None
 
 
-def _no_nbd(name: str, site: Site) -> str | None:
+def _no_nbd(name: str, site: Site, reads: bool) -> str | None:
     if site.vddk is None:
         return f"sites.{name}.vddk does not say where VMware's library is"
+    if not reads and not site.vddk.to_write:
+        return (
+            f"sites.{name}.vddk.transports names san alone, by which VMware's library writes no disk that has no "
+            "snapshot: add nbdssl"
+        )
     try:
         libnbd.library()
     except ConfigError as err:
@@ -132,8 +137,7 @@ class Carried:
         """The choice for each disk. `reads`: from a snapshot; else the disks themselves, to be written."""
         found = {}
         for disk in disks:
-            chain = reads and disk.parent is not None
-            why_not = obstacles(self.session, disk, chain=chain)
+            why_not = obstacles(self.session, disk, reads=reads)
             before = self._before.get(disk.id)
             found[disk.id] = carriers.choose(f"{disk.label} ({disk.file})", self.site.carriers, why_not, before=before)
             self._chosen[disk.id] = found[disk.id].carrier

@@ -129,7 +129,10 @@ def _inventory(settings: Settings, name: str, here: Here | None) -> str:
 def _nbd(site: Site) -> str:
     libnbd.library()
     found = library(site)
-    return f"VMware's library {nbdkit.loads(found)} in {found.libdir}"
+    said = f"VMware's library {nbdkit.loads(found)} in {found.libdir}"
+    if not found.to_write:
+        raise _Note(f"{said}; transports names san alone, so that it reads only: to write replicas add nbdssl")
+    return said if found.to_write == found.transports else f"{said}; replicas are written by {found.to_write}"
 
 
 def _hotadd(name: str, site: Site) -> str:

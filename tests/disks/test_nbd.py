@@ -18,12 +18,14 @@ from tests.disks.standin import ROOT, Standin, plugin
 from tests.disks.test_carriers import MIB, SIZE, FileText
 from tests.disks.test_file import make
 from tests.services import wait_for
+from workers import carried
 from workers.disks import libnbd, nbdkit
 from workers.disks.libnbd import Connection, Request
 from workers.disks.nbd import Nbd, NbdReader, Opened
 from workers.disks.nbdkit import Export, Library
 from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound, Transient
 from workers.point import Piece
+from workers.settings import Site
 
 
 class Place:
@@ -68,6 +70,25 @@ def test_a_lost_connection_is_named_and_tried_again_by_the_run(place: Place) -> 
         place.standin.fault("timeout", 1)
         with pytest.raises(Transient, match="NBD_ERR_NETWORK_TIMEOUT"):
             writer.write([Piece(0, 4096, b"x" * 4096)])
+
+
+def test_san_reads_and_never_writes_a_disk_without_a_snapshot(place: Place) -> None:
+    site = Site(
+        vcenter="vc", user="u", password_env="P", vddk={"libdir": place.standin.folder, "transports": "san:nbd"}
+    )
+    assert site.reaches("ds1")
+    disk = place.disk(library=carried.library(site)._replace(plugin=plugin()))
+    disk.reader().close()
+    with disk.still(wait=0):
+        pass
+    assert [line.split("modes=")[1].split()[0] for line in place.standin.log if "modes=" in line] == ["san:nbd", "nbd"]
+
+
+def test_san_alone_is_no_way_to_a_replica() -> None:
+    site = Site(vcenter="vc", user="u", password_env="P", vddk={"libdir": "/nowhere", "transports": "san"})
+    assert not site.reaches("ds1")
+    assert "names san alone" in str(carried._no_nbd("prod", site, reads=False))
+    assert "san alone" not in str(carried._no_nbd("prod", site, reads=True)), "a snapshot is read by it"
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ class Library(NamedTuple):
     plugin: str = "vddk"
     transports: str = "nbdssl:nbd"
     compression: str = "none"
+    #: transports of a disk that is written
+    to_write: str = "nbdssl:nbd"
 
 
 class Export(NamedTuple):
@@ -215,7 +217,8 @@ def _command(export: Export, where: Path, timeouts: Path, password: int, write: 
     yield from ("--filter=exitlast", "--filter=blocksize", library.plugin)
     yield from (f"libdir={library.libdir}", f"config={timeouts}")
     yield from (f"server={export.server}", f"port={export.port}", f"user={export.user}", f"password=-{password}")
-    yield from (f"thumbprint={export.thumbprint}", f"vm=moref={export.vm}", f"transports={library.transports}")
+    transports = library.to_write if write else library.transports
+    yield from (f"thumbprint={export.thumbprint}", f"vm=moref={export.vm}", f"transports={transports}")
     if export.snapshot is not None:
         yield f"snapshot={export.snapshot}"
     yield from (f"compression={library.compression}", f"file={export.file}", "minblock=512", "maxdata=2M")

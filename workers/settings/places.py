@@ -36,6 +36,11 @@ class Vddk(Model):
     #: what goes over the network is compressed by this; all but none cost CPU at the host
     compression: Literal["none", "zlib", "fastlz", "skipz"] = "none"
 
+    @property
+    def to_write(self) -> str:
+        """The ways that are left to a replica's disk: VMware's library writes by `san` only under a snapshot."""
+        return ":".join(way for way in self.transports.split(":") if way != "san")
+
 
 class Hotadd(Model):
     """The worker's own VM, for the carrier hotadd: it must be a VM of the same vCenter."""
@@ -85,7 +90,7 @@ class Site(Model):
 
     def reaches(self, datastore: str) -> bool:
         """Whether there is any way to the disks on it, as far as the configuration says."""
-        nbd = self.vddk is not None and "nbd" in self.carriers
+        nbd = self.vddk is not None and "nbd" in self.carriers and self.vddk.to_write != ""
         return datastore in self.datastores or nbd or "hotadd" in self.carriers
 
     @property
