@@ -56,7 +56,8 @@ ROUNDS ?= 10
 chaos: setup  ## kill everything at every step and at random moments; writes benchmarks/chaos.md
 	$(PY) -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
-bench: setup  ## speed beside Borg, restic, Benji, qemu-img and rsync; writes benchmarks/results.md
+bench:  ## speed beside Borg, restic, Benji, qemu-img, rsync and nbdcopy; writes benchmarks/results.md
+	@deploy/setup.sh bench
 	$(PY) -m benchmarks.bench_store --runs 3
 
 lock:  ## choose the versions in requirements.lock anew (needs uv)
