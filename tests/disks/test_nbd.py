@@ -144,8 +144,8 @@ def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -
 
 
 def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libnbd, "SILENT", 0.3)
-    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)  # a quarter of an hour
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)  # a minute
     opened = place.disk().reader()._opened
     process = opened._process._process
     with closing(NbdReader(opened)) as reader:

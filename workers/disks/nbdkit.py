@@ -113,7 +113,7 @@ class Process:
             raise ConfigError(why)
         self.export = export
         runtime().mkdir(mode=0o700, exist_ok=True)
-        if runtime().stat().st_uid != os.getuid():
+        if runtime().lstat().st_uid != os.getuid():
             raise ConfigError(f"{runtime()} belongs to somebody else; remove it")
         self._folder = Path(tempfile.mkdtemp(dir=runtime()))
         self.socket = self._folder / "socket"
