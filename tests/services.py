@@ -78,7 +78,7 @@ class Redis:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"redis-server ended: {(self.folder / 'log').read_text()[-2000:]}")
-        # Another test's server may have got the free port first: then it is that one which answers, until ours has ended.
+        # Another test may have got the free port first: then its server answers, until ours has ended.
         return self.ping() and f"process_id:{self.process.pid}\r\n".encode() in self._ask(b"INFO server")
 
     def ping(self) -> bool:
