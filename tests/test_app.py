@@ -35,4 +35,4 @@ def test_each_configuration_has_its_own_redis_also_within_one_process(
             Path("understudy.toml").write_text(ONE_STORE.replace("redis://127.0.0.1:1/0", redis.url))
             assert f":{redis.port}/0, version" in diagnose._redis()
             assert app.app.control.inspect(timeout=0.01).active_queues() is None
-            assert app.app.backend.app.conf.broker_url == redis.url
+            assert app.app.conf.broker_url == redis.url
