@@ -104,6 +104,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """`understudy` with these arguments, to its end; `folder` takes its output for the time being."""
     out, err = (folder / f"said-{os.urandom(4).hex()}.{end}" for end in ("out", "err"))
+    for file in (out, err):
+        file.touch()  # it may end before it has anything to say
     fork = Fork(arguments, out=out, err=err, env=env, cwd=cwd)
     try:
         code = fork.wait(timeout)

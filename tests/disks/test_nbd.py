@@ -246,3 +246,13 @@ def test_a_process_that_only_has_the_number_is_left_alone(
     register.write_text(json.dumps({**said, "since": "1", "worker_since": "1"}))
     assert nbdkit.end_left_behind(lambda run: True) == []
     assert nbdkit.started(server) != ""
+
+
+def test_a_folder_that_was_never_registered_goes_in_its_time(apart: Path) -> None:
+    old, young = (nbdkit.runtime() / name for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "config").touch()
+    os.utime(old, times=(0, 0))
+    assert nbdkit.end_left_behind(lambda run: True) == []
+    assert not old.exists() and young.exists()
