@@ -21,7 +21,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from workers.errors import ConfigError, Conflict, LoginFailed, Refused
+from workers.errors import ConfigError, Conflict, LoginFailed, Refused, UnderstudyError
 from workers.settings import BucketSettings
 from workers.store import bucket_errors
 from workers.store.bucket_cache import Cache
@@ -127,7 +127,7 @@ class Bucket:
         except LoginFailed:
             return  # who may only read; a write will say so
         finally:
-            with contextlib.suppress(LoginFailed):
+            with contextlib.suppress(UnderstudyError):  # the first error is to be told, a probe harms nobody
                 probe.remove()
         if not honoured:
             raise Refused(
