@@ -101,9 +101,7 @@ class _Attached(BlockReader):
             self.device = _device(devices, slot.attach(write=write), slot.file)
             super().__init__(self.device, capacity)
         except BaseException:
-            with suppress(
-                UnderstudyError, OSError
-            ):  # the first error is the one to be told; the next user takes it off
+            with suppress(UnderstudyError, OSError):  # the first error is to be told; the next user takes it off
                 self._off()
             raise
 
