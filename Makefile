@@ -6,6 +6,8 @@ JOBS ?= 3
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 LAB ?= .lab
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+# where it is set, each of the many processes would compile every file again: 0.4 s
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab-up lab-status lab-down check test test-all chaos bench lock clean
@@ -54,7 +56,8 @@ ROUNDS ?= 10
 chaos: setup  ## kill everything at every step and at random moments; writes benchmarks/chaos.md
 	$(PY) -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
-bench: setup  ## speed beside Borg, restic, Benji, qemu-img and rsync; writes benchmarks/results.md
+bench:  ## speed beside Borg, restic, Benji, qemu-img, rsync and nbdcopy; writes benchmarks/results.md
+	@deploy/setup.sh bench
 	$(PY) -m benchmarks.bench_store --runs 3
 
 lock:  ## choose the versions in requirements.lock anew (needs uv)

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tasks.lab import lifecycle, vcenter
 from workers import backup, dispatch, replicate
@@ -41,10 +41,17 @@ def main() -> None:
     arguments.add_argument("--rate", default="20MB")
     arguments.add_argument("--workers", type=int, default=4)
     given = arguments.parse_args()
-    print(measure(given.gib << 30, given.rate, given.workers))
+    print(measure(given.gib << 30, given.rate, given.workers).words)
 
 
-def measure(size: int, rate: str, workers: int) -> str:
+class Spread(NamedTuple):
+    #: seconds
+    alone: float
+    together: float
+    words: str
+
+
+def measure(size: int, rate: str, workers: int) -> Spread:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return _measure(Path(folder) / "lab", size, rate, workers)
@@ -52,7 +59,7 @@ def measure(size: int, rate: str, workers: int) -> str:
             lifecycle.down(Path(folder) / "lab", erase=True)
 
 
-def _measure(folder: Path, size: int, rate: str, workers: int) -> str:
+def _measure(folder: Path, size: int, rate: str, workers: int) -> Spread:
     state = lifecycle.up(folder, only=("prod", "dr"), extra=POLICY)
     settings = load(state.config)
     here = Here(settings, Catalogue.create(settings.catalogue))
@@ -74,8 +81,8 @@ def _measure(folder: Path, size: int, rate: str, workers: int) -> str:
         together = _at_once(here, name)
         lines.append(f"| {count} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {together} |")
     lines.append(f"\n{workers} workers are {took[1] / took[workers]:.2f} times as fast as one. ")
-    lines.append(f"Disk: {size >> 30} GiB of random data; each worker writes at most {rate} a second.\n")
-    return "\n".join(lines)
+    lines.append(f"Disk: {size >> 20} MiB of random data; each worker writes at most {rate} a second.\n")
+    return Spread(took[1], took[workers], "\n".join(lines))
 
 
 def limited(here: Here, rate: str, workers: int) -> Here:

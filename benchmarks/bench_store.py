@@ -1,52 +1,80 @@
-"""The table of speed: the store against Borg, restic, Benji, qemu-img and rsync, on the same disks in one run.
+"""The table of speed: the store against Borg, restic, Benji, qemu-img, rsync and nbdcopy, on the same disks in one run.
 
 python -m benchmarks.bench_store --runs 3              writes benchmarks/results.md and its charts
 python -m benchmarks.bench_store --size 256M --runs 1 --no-lab --out /tmp/tried     to try it
 
 Disks, repositories and what is restored lie on one file system with reflinks (XFS in a file). Sources are in the page
 cache for everybody, programs take turns (another one begins each round), everybody's files are synced within the time
-that is measured, and what comes out is compared byte for byte.
+that is measured, and what comes out is compared byte for byte. What fails, or is not installed, is a line of its own;
+the rest goes on, and what was measured is written after each step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import bench_diff, bench_lab, bench_tasks, make_disks, peers, report
+from benchmarks import bench_diff, bench_lab, bench_nbd, bench_spread, bench_tasks, make_disks, peers, report
 from tasks.lab import datastores
+from tasks.lab.processes import LabError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
+#: work, and whose: its name in `report.Found`
+Turn = tuple[str, Callable[[], None]]
 
 
 class Bench:
-    def __init__(self, folder: Path, threads: int, benji: Path | None) -> None:
+    def __init__(self, folder: Path, threads: int, benji: Path, out: report.Results) -> None:
         self.folder = folder
         self.disks = folder / "disks"
         self.out = folder / "out"
         self.threads = threads
+        self.results = out
+        self.found = out.found
         self.borg, self.restic = peers.Borg(folder), peers.Restic(folder)
-        self.qemu, self.rsync = peers.Qemu(folder), peers.Rsync(folder)
-        self.backups: list[peers.Peer] = [self.borg, self.restic, self.qemu]
-        if benji is not None:
-            self.backups.append(peers.Benji(folder, benji))
-        self.found = report.Found()
+        self.qemu, self.rsync, self.nbdcopy = peers.Qemu(folder), peers.Rsync(folder), peers.NbdCopy(folder)
+        everybody: list[peers.Peer] = [self.borg, self.restic, self.qemu, self.rsync, self.nbdcopy]
+        try:
+            everybody.append(peers.Benji(folder, peers.with_benji(benji)))
+        except peers.Failed as err:
+            self.found.absent["benji"] = f"it could not be installed: {err}"
+        for peer in everybody:
+            package = peers.PACKAGES.get(peer.name)
+            if package is not None and not peers.there(peer.name):
+                self.found.absent[peer.name] = f"apt install {package}"
+        self.peers = [peer for peer in everybody if peer.name not in self.found.absent]
+        self.backups = [peer for peer in self.peers if peer.stores]
+        #: ours, and ours in a store that encrypts
+        self.kinds = ("ours", "encrypted")
+
+    def versions(self) -> list[str]:
+        said = []
+        for peer in self.peers:
+            with self.noted("its version", peer.name):
+                peer.prepare()
+                said.append(peer.version())
+        return [*said, *(f"{name} not here ({why})" for name, why in self.found.absent.items())]
 
     def run(self, number: int) -> None:
         """One round of everything, each program in its turn."""
         for path in (self.out, *self.folder.glob("store*")):
             shutil.rmtree(path, ignore_errors=True)
         self.out.mkdir()
+        (self.folder / "key").write_text(secrets.token_hex(32))
         for peer in self.backups:
-            peer.prepare()
+            with self.noted("a new repository", peer.name):
+                peer.prepare()
         self._warm("disk0", "disk1a", "disk1b")
         self._full(number)
         self._limits()
@@ -54,37 +82,48 @@ class Bench:
         self._restores(number)
         for letter in "ab":
             self._applies(number, letter)
+        self._nbd(number)
 
     def _full(self, number: int) -> None:
         disk = self._disk("disk0")
-        ours = [(None, lambda: self._ours("full", "full", "store", disk))]
-        theirs = [(peer.name, self._stored(peer, "full", "disk0", "v0", None)) for peer in self.backups]
-        self._in_turn(number, [*ours, *theirs])
-        self.found.stored["full"]["ours"].append(_size(self.folder / "store"))
-        for name in ("a4", "a64", "b", "scan"):
-            subprocess.run(
-                ["cp", "-a", "--reflink=auto", self.folder / "store", self.folder / f"store-{name}"], check=True
-            )
+
+        def ours(kind: str) -> None:
+            self._ours("full", kind, "full", "store", disk)
+            self.found.stored["full"][kind].append(_size(self._store("store", kind)))
+
+        work = [*self._kinds(ours), *((p.name, self._stored(p, "full", "disk0", "v0", None)) for p in self.backups)]
+        self._in_turn("full", number, work)
+        for kind in self.kinds:
+            for name in ("a4", "a64", "b", "scan"):
+                target = self._store(f"store-{name}", kind)
+                with self.noted(name, kind):
+                    peers.run("cp", "-a", "--reflink=auto", self._store("store", kind), target)
 
     def _incrementals(self, number: int) -> None:
         for letter, jobs in (("a", {"a4": "changes4k", "a64": "changes"}), ("b", {"b": "changes", "scan": None})):
             disk = self._disk(f"disk1{letter}")
-            work: list[tuple[str | None, Callable[[], None]]] = []
+            work: list[Turn] = []
             for job, told in jobs.items():
                 more = () if told is None else ("--changes", disk.with_suffix(f".{told}"))
-                work.append((None, self._job(job, "scan" if told is None else "incremental", disk, more)))
+                work += self._kinds(self._job(job, "scan" if told is None else "incremental", disk, more))
             for peer in self.backups:
                 if peer is not self.qemu:  # it has no incremental backup
                     hints = disk.with_suffix(".changes4k" if letter == "a" else ".changes")
                     work.append((peer.name, self._stored(peer, letter, disk.stem, f"v{letter}", hints)))
-            self._in_turn(number, work)
+            self._in_turn(letter, number, work)
 
-    def _job(self, job: str, what: str, disk: Path, more: tuple[str | Path, ...]) -> Callable[[], None]:
-        def do() -> None:
-            store = f"store-{job}"
-            before = _size(self.folder / store)
-            self._ours(job, what, store, disk, *more)
-            self.found.stored[job]["ours"].append(_size(self.folder / store) - before)
+    def _kinds(self, do: Callable[[str], None]) -> list[Turn]:
+        def bound(kind: str) -> Turn:
+            return kind, lambda: do(kind)
+
+        return [bound(kind) for kind in self.kinds]
+
+    def _job(self, job: str, what: str, disk: Path, more: tuple[str | Path, ...]) -> Callable[[str], None]:
+        def do(kind: str) -> None:
+            store = self._store(f"store-{job}", kind)
+            before = _size(store)
+            self._ours(job, kind, what, f"store-{job}", disk, *more)
+            self.found.stored[job][kind].append(_size(store) - before)
 
         return do
 
@@ -97,9 +136,9 @@ class Bench:
         return do
 
     def _restores(self, number: int) -> None:
-        def ours() -> None:
+        def ours(kind: str) -> None:
             made = self.out / "disk.raw"
-            self._ours("restore", "restore", "store", made, "--point", "0")
+            self._ours("restore", kind, "restore", "store", made, "--point", "0")
             self._same("disk0", made)
 
         def theirs(peer: peers.Peer) -> Callable[[], None]:
@@ -111,25 +150,24 @@ class Bench:
 
             return do
 
-        self._in_turn(number, [(None, ours), *((peer.name, theirs(peer)) for peer in self.backups)])
+        self._in_turn("restore", number, [*self._kinds(ours), *((p.name, theirs(p)) for p in self.backups)])
 
     def _applies(self, number: int, letter: str) -> None:
         """Onto a copy of disk0; qemu-img commits an overlay that was made before, without any digest."""
         job, new, target = f"apply {letter}", self._disk(f"disk1{letter}"), self.out / "disk.raw"
-        overlay = self.qemu.overlay(self._disk("disk0"), new, letter)
+        overlay: list[Path] = []
 
         def fresh() -> None:
             shutil.rmtree(self.out)
             self.out.mkdir()
             # A copy of its own, not a reflink: who writes into shared blocks pays for the sharing.
-            subprocess.run(["cp", "--sparse=always", "--reflink=never", self._disk("disk0"), target], check=True)
+            peers.run("cp", "--sparse=always", "--reflink=never", self._disk("disk0"), target)
             self._warm(f"disk1{letter}")
-            os.sync()
+            self._settle()
 
-        def ours() -> None:
+        def ours(kind: str) -> None:
             fresh()
-            store = "store-a4" if letter == "a" else "store-b"
-            self._ours(job, "apply", store, target, "--point", "1")
+            self._ours(job, kind, "apply", "store-a4" if letter == "a" else "store-b", target, "--point", "1")
             self._same(new.stem, target)
 
         def rsync() -> None:
@@ -139,38 +177,90 @@ class Bench:
 
         def commit() -> None:
             fresh()
-            self.qemu.aim(overlay, target)
-            self._time(job, "qemu-img", lambda: self.qemu.commit(overlay, target))
+            if not overlay:
+                overlay.append(self.qemu.overlay(self._disk("disk0"), new, letter))
+                self._settle()
+            self.qemu.aim(overlay[0], target)
+            self._time(job, "qemu-img", lambda: self.qemu.commit(overlay[0], target))
             self._same(new.stem, target)
 
-        self._in_turn(number, [(None, ours), ("rsync", rsync), ("qemu-img", commit)])
-        overlay.unlink()
+        theirs: list[tuple[peers.Peer, Callable[[], None]]] = [(self.rsync, rsync), (self.qemu, commit)]
+        here = [(peer.name, do) for peer, do in theirs if peer in self.peers]
+        self._in_turn(job, number, [*self._kinds(ours), *here])
+        for path in overlay:
+            path.unlink()
+
+    def _nbd(self, number: int) -> None:
+        """From one socket to another, both served by nbdkit; the target is new for each."""
+
+        def ours() -> None:
+            with bench_nbd.pair(self._disk("disk0"), self.out / "disk.raw") as (source, target):
+                began = perf_counter()
+                said = _said("benchmarks.bench_nbd", source, target, "--threads", self.threads)
+                self.found.seconds["nbd"]["process"].append(perf_counter() - began)
+                self.found.seconds["nbd"]["ours"].append(said["seconds"])
+            self._same("disk0", self.out / "disk.raw")
+
+        def nbdcopy() -> None:
+            with bench_nbd.pair(self._disk("disk0"), self.out / "disk.raw") as (source, target):
+                self._time("nbd", "nbdcopy", lambda: self.nbdcopy.copy(f"nbd+unix:///?socket={source}",
+                                                                       f"nbd+unix:///?socket={target}"))  # fmt: skip
+            self._same("disk0", self.out / "disk.raw")
+
+        work: list[Turn] = [("ours", ours)]
+        if self.nbdcopy in self.peers:
+            work.append(("nbdcopy", nbdcopy))
+        self._in_turn("nbd", number, work)
 
     def _limits(self) -> None:
         """What the same threads reach on the parts of the work alone."""
         for what, disk in (("zstd", "disk0"), ("restore", "disk0"), ("scan", "disk1b")):
             words = [what, self._disk(disk), "--out", self.out / "limit.raw", "--threads", self.threads]
-            self.found.seconds[f"limit {what}"]["limit"].append(_said("benchmarks.limits", *words)["seconds"])
-        self._same("disk0", self.out / "limit.raw")
-        (self.out / "limit.raw").unlink()
+            with self.noted(f"limit {what}", "limit"):
+                self.found.seconds[f"limit {what}"]["limit"].append(_said("benchmarks.limits", *words)["seconds"])
+                if what == "restore":
+                    self._same("disk0", self.out / "limit.raw")
+        (self.out / "limit.raw").unlink(missing_ok=True)
 
     # --- one operation each ---------------------------------------------------------------------------------
 
-    def _in_turn(self, number: int, work: list[tuple[str | None, Callable[[], None]]]) -> None:
+    def _in_turn(self, job: str, number: int, work: list[Turn]) -> None:
         first = number % len(work)
+        print(f"  {job}:", end="", file=sys.stderr, flush=True)
         for name, do in work[first:] + work[:first]:
-            os.sync()
-            do()
+            with self.noted(job, name):
+                self._settle()
+                do()
             shutil.rmtree(self.out, ignore_errors=True)
             self.out.mkdir()
-            print(f"  {name or 'ours'}", end="", file=sys.stderr, flush=True)
+            print(f" {name}", end="", file=sys.stderr, flush=True)
+        self.results.write()
 
-    def _ours(self, job: str, what: str, store: str, disk: Path, *more: str | Path) -> None:
+    def _settle(self) -> None:
+        """Nobody pays for what another has left to write. Not sync: what others do on this machine is not ours."""
+        peers.run("sync", "--file-system", self.folder)
+
+    @contextlib.contextmanager
+    def noted(self, job: str, who: str) -> Iterator[None]:
+        """Whatever goes wrong with one program, the others are measured."""
+        try:
+            yield
+        except Exception as err:
+            self.found.troubles[f"{job}, {who}"] = f"{type(err).__name__}: {err}"
+            print(f" ({job}, {who}: {err})", end="", file=sys.stderr, flush=True)
+
+    def _store(self, name: str, kind: str) -> Path:
+        return self.folder / (name if kind == "ours" else f"{name}-{kind}")
+
+    def _ours(self, job: str, kind: str, what: str, store: str, disk: Path, *more: str | Path) -> None:
         began = perf_counter()
-        said = _said("benchmarks.ours", what, self.folder / store, disk, "--threads", self.threads, *more)
-        self.found.seconds[job]["process"].append(perf_counter() - began)
-        self.found.seconds[job]["ours"].append(said["seconds"])
-        self.found.peak[job] = max(self.found.peak.get(job, 0), said["peak_mib"])
+        if kind == "encrypted":
+            more = (*more, "--key-file", self.folder / "key")
+        said = _said("benchmarks.ours", what, self._store(store, kind), disk, "--threads", self.threads, *more)
+        if kind == "ours":
+            self.found.seconds[job]["process"].append(perf_counter() - began)
+            self.found.peak[job] = max(self.found.peak.get(job, 0), said["peak_mib"])
+        self.found.seconds[job][kind].append(said["seconds"])
 
     def _time(self, job: str, name: str, do: Callable[[], object]) -> None:
         began = perf_counter()
@@ -187,7 +277,7 @@ class Bench:
                     pass
 
     def _same(self, name: str, made: Path) -> None:
-        subprocess.run(["cmp", self._disk(name), made], check=True)
+        peers.run("cmp", self._disk(name), made)
 
     def sparse(self) -> None:
         """Memory for a full backup and a restore of a disk of 1 TiB with 64 MiB of data here and there."""
@@ -199,17 +289,30 @@ class Bench:
             for i in range(64):
                 file.seek(i * (16 << 30) + (5 << 20))
                 file.write(os.urandom(1 << 20))
-        self._ours("sparse full", "full", "store-sparse/store", folder / "disk.raw")
-        self._ours("sparse restore", "restore", "store-sparse/store", folder / "out.raw", "--point", "0")
+        for what, disk, more in (("full", "disk.raw", ()), ("restore", "out.raw", ("--point", "0"))):
+            with self.noted(f"sparse {what}", "ours"):
+                self._ours(f"sparse {what}", "ours", what, "store-sparse/store", folder / disk, *more)
         shutil.rmtree(folder)
+
+    def section(self, title: str, measure: Callable[[], str]) -> None:
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        with self.noted(title, "ours"):
+            try:
+                self.results.sections[title] = measure()
+            except LabError as err:  # a machine that is busy: a worker of the lab was not ready in time
+                print(f"once more, for {err}", file=sys.stderr, flush=True)
+                self.results.sections[title] = measure()
+        self.results.write()
+
+    def spread(self, size: int) -> str:
+        told = bench_spread.measure(size, "20MB", 4)
+        self.found.seconds["spread"]["ours"].append(told.together)
+        self.found.seconds["spread"]["one worker"].append(told.alone)
+        return told.words
 
 
 def _said(module: str, *words: object) -> dict[str, float]:
-    command = [sys.executable, "-m", module, *map(str, words)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout))
+    return dict(json.loads(peers.run(sys.executable, "-m", module, *words, cwd=REPOSITORY)))
 
 
 def _size(path: Path) -> int:
@@ -226,40 +329,48 @@ def main() -> None:
         "--benji", type=Path, default=Path(".build/benji"), help="its virtual environment, made if it is not there"
     )
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks", help="where results.md goes")
-    parser.add_argument("--no-lab", action="store_true", help="leave out the task path")
+    parser.add_argument("--no-lab", action="store_true", help="leave out the task path and the disk of four workers")
     parser.add_argument("--skip-diff", action="store_true", help="leave out the 10 TiB maps (2 GiB of disk, minutes)")
     args = parser.parse_args()
-    missing = sorted({package for tool, package in peers.PACKAGES.items() if _missing(tool)})
-    if missing:
+    if missing := sorted({package for tool, package in peers.NEEDS.items() if not peers.there(tool)}):
         sys.exit(f"missing: apt install {' '.join(missing)}")
     size = int(args.size[:-1]) * _UNITS[args.size[-1]]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     args.folder.mkdir(parents=True, exist_ok=True)
-    where = datastores.attach(args.folder)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = report.Results(args.out, args.runs, args.threads, args.size, datastores.attach(args.folder))
     try:
-        bench = Bench(args.folder / "datastores", args.threads, peers.with_benji(args.benji.absolute()))
-        make_disks.make(bench.disks, size)
-        for peer in bench.backups:
-            peer.prepare()
-        versions = [peer.version() for peer in (*bench.backups, bench.rsync)]
+        bench = Bench(args.folder / "datastores", args.threads, args.benji.absolute(), results)
+        print("making the disks ...", file=sys.stderr, flush=True)
+        try:
+            make_disks.make(bench.disks, size)
+        except subprocess.CalledProcessError as err:
+            sys.exit(f"the disks to measure with could not be made: {err}")
+        results.versions = bench.versions()
         for run in range(args.runs):
-            print(f"run {run + 1} of {args.runs}:", end="", file=sys.stderr, flush=True)
+            print(f"round {run + 1} of {args.runs}:", end="", file=sys.stderr, flush=True)
             bench.run(run)
+            results.done = run + 1
             print(file=sys.stderr)
-        bench.sparse()
-        lab = [] if args.no_lab else [bench_lab.measure(3 * args.runs), bench_tasks.measure(bench.disks, args.runs)]
+        with bench.noted("the sparse disk", "ours"):
+            bench.sparse()
+        if not args.no_lab:
+            bench.section("One disk by four workers", lambda: bench.spread(min(size, 1 << 30)))
+            bench.section("The task path", lambda: bench_lab.measure(3 * args.runs))
+            bench.section("The disks by the task path", lambda: bench_tasks.measure(bench.disks, args.runs))
     finally:
         for path in (args.folder / "datastores").glob("store*"):
             shutil.rmtree(path, ignore_errors=True)
-        datastores.detach(args.folder)
-    diff = "" if args.skip_diff else bench_diff.report(args.folder / "diff", args.runs)
-    machine = report.machine(args.runs, args.threads, args.size, where, versions)
-    args.out.mkdir(parents=True, exist_ok=True)
-    report.write(args.out, bench.found, machine, lab, diff)
+        try:
+            datastores.detach(args.folder)
+        except LabError as err:
+            results.found.troubles["the disks' file system"] = str(err)
+    if not args.skip_diff:
+        bench.section("Differences of large disks", lambda: bench_diff.report(args.folder / "diff", args.runs))
+    results.write()
     print((args.out / "results.md").read_text())
-
-
-def _missing(tool: str) -> bool:
-    return shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None
+    if failed := [what for what in results.found.troubles if what.endswith((", ours", ", encrypted"))]:
+        sys.exit(f"ours failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

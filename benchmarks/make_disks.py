@@ -68,10 +68,13 @@ def _base(folder: Path, size: int) -> None:
 
 
 def _some_of(tree: Path, stage: Path, most: int) -> int:
-    """Files of up to 1 MiB of a tree, for a small disk; how many bytes they have."""
+    """Files of 16 KiB to 1 MiB of a tree, for a small disk; how many bytes they have. It would have no inodes for the
+    thousands of small ones."""
     held = 0
     for path in sorted(tree.rglob("*")):
-        if path.is_symlink() or not path.is_file() or not (length := path.stat().st_size) <= min(1 << 20, most - held):
+        if path.is_symlink() or not path.is_file():
+            continue
+        if not 16 << 10 <= (length := path.stat().st_size) <= min(1 << 20, most - held):
             continue
         target = stage / str(path).lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-#: program -> the Debian package it comes from; Benji is on PyPI
+#: peer -> the Debian package it comes from (deploy/setup.sh installs them); Benji is on PyPI
 PACKAGES = {
-    "borg": "borgbackup", "restic": "restic", "rsync": "rsync", "qemu-img": "qemu-utils", "mkfs.ext4": "e2fsprogs",
-    "debugfs": "e2fsprogs", "cmp": "diffutils", "mkfs.xfs": "xfsprogs",
+    "borg": "borgbackup", "restic": "restic", "rsync": "rsync", "qemu-img": "qemu-utils", "nbdcopy": "libnbd-bin",
 }  # fmt: skip
+#: what the benchmark itself needs
+NEEDS = {
+    "mkfs.ext4": "e2fsprogs", "debugfs": "e2fsprogs", "cmp": "diffutils", "mkfs.xfs": "xfsprogs", "nbdkit": "nbdkit",
+}  # fmt: skip
+#: seconds after which a program that does not end is given up
+PATIENCE = 3600
 #: Benji 0.17 asks for a ruamel.yaml that newer Pythons cannot build. This one does, and the rest is what it names.
 BENJI = ("benji==0.17.0", "ruamel.yaml==0.17.40")
 BENJI_NEEDS = (
@@ -23,18 +29,44 @@ BENJI_NEEDS = (
 )  # fmt: skip
 
 
-def with_benji(folder: Path) -> Path | None:
-    """Its program, in a virtual environment of its own; None, and said, where that cannot be made."""
+class Failed(Exception):
+    """A program ended badly; its words."""
+
+
+def there(tool: str) -> bool:
+    return shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is not None
+
+
+def run(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
+    """What a program prints. Raises `Failed` with its last words."""
+    command = [str(word) for word in words]
+    said = f"`{' '.join(command)}`"
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired as err:
+        raise Failed(f"{said} did not end within {PATIENCE} s") from err
+    except OSError as err:
+        raise Failed(f"{said}: {err.strerror}") from err
+    if done.returncode:
+        last = " ".join((done.stderr.strip() or done.stdout.strip())[-600:].split())
+        raise Failed(f"{said} ended with {done.returncode}: {last}")
+    return done.stdout
+
+
+def with_benji(folder: Path) -> Path:
+    """Its program, in a virtual environment of its own. Raises `Failed` where that cannot be made."""
     program = folder / "bin" / "benji"
-    if not program.exists():
+    done = folder / "complete"
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         pip = (folder / "bin" / "python", "-m", "pip", "install", "-q")
-        try:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            subprocess.run([*pip, *BENJI_NEEDS], check=True)
-            subprocess.run([*pip, "--no-deps", *BENJI], check=True)
-        except (OSError, subprocess.CalledProcessError) as err:
-            print(f"without Benji: {err}", file=sys.stderr)
-            return None
+        run(sys.executable, "-m", "venv", folder)
+        run(*pip, *BENJI_NEEDS)
+        run(*pip, "--no-deps", *BENJI)
+        run(program, "--help")
+        done.touch()
     return program
 
 
@@ -52,6 +84,8 @@ class Peer:
     name = ""
     #: what of a disk's history it is told: "a list of changes" or "nothing"
     told = "nothing"
+    #: whether it keeps backups
+    stores = True
 
     def __init__(self, folder: Path) -> None:
         self.repository = folder / self.name
@@ -74,16 +108,7 @@ class Peer:
         raise NotImplementedError
 
     def _run(self, *words: str | Path, cwd: Path | None = None) -> str:
-        done = subprocess.run(
-            [str(word) for word in words],
-            cwd=cwd,
-            env={**os.environ, **self.environment()},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(f"{' '.join(map(str, words))} ended with {done.returncode}: {done.stderr[-2000:]}")
-        return done.stdout
+        return run(*words, env=self.environment(), cwd=cwd)
 
     def environment(self) -> dict[str, str]:
         return {}
@@ -240,8 +265,22 @@ class Qemu(Peer):
         return " ".join(self._run("qemu-img", "--version").split()[:3]) + " (zstd)"
 
 
+class NbdCopy(Peer):
+    """From one NBD server to another; its destination is new, which it is told."""
+
+    name = "nbdcopy"
+    stores = False
+
+    def copy(self, source: str, target: str) -> None:
+        self._run("nbdcopy", "--flush", "--destination-is-zero", source, target)
+
+    def version(self) -> str:
+        return " ".join(self._run("nbdcopy", "--version").split()[:2])
+
+
 class Rsync(Peer):
     name = "rsync"
+    stores = False
 
     def apply(self, disk: Path, target: Path) -> None:
         self._run("rsync", "--inplace", "--no-whole-file", "--ignore-times", "--fsync", disk, target)

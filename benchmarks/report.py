@@ -7,16 +7,20 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 
 class Found:
-    """job -> who -> a figure per round. Who is a program, "ours" (a live worker), "process" (with Python's start)."""
+    """job -> who -> a figure per round. Who is a program, "ours" (a live worker), "process" (the same, with Python's
+    start), "encrypted" (as "ours", in a store that encrypts)."""
 
     def __init__(self) -> None:
+        #: peer -> why it is not here
+        self.absent: dict[str, str] = {}
+        #: "job, who" -> what went wrong
+        self.troubles: dict[str, str] = {}
         self.seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.stored: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.peak: dict[str, float] = {}
@@ -24,6 +28,9 @@ class Found:
     def median(self, job: str, who: str) -> float | None:
         figures = self.seconds[job][who] if job in self.seconds and who in self.seconds[job] else []
         return statistics.median(figures) if figures else None
+
+    def trouble(self, job: str, who: str) -> str | None:
+        return self.troubles.get(f"{job}, {who}")
 
     def bytes(self, job: str, who: str) -> float | None:
         figures = self.stored[job][who] if job in self.stored and who in self.stored[job] else []
@@ -49,11 +56,17 @@ ROWS = (
         {"borg": 4.5, "restic": 3, "benji": 3, "qemu-img": 3}),
     Row("apply (a) to an existing copy", "apply a", "apply a", {"rsync": 70, "qemu-img": 1.5}),
     Row("apply (b) to an existing copy", "apply b", "apply b", {"rsync": 30, "qemu-img": 1}),
-    # A row for disk to disk over NBD: Row("nbd path, disk to disk", "nbd", "nbd", {"nbdcopy": 0.87}), its seconds under
-    # found.seconds["nbd"]; an encrypted column: a Row per job of its own, whose peer is "ours" of the plain job (0.9).
+    Row("nbd path, disk to disk", "nbd", "nbd", {"nbdcopy": 0.87}),
+    Row("first sync by 4 workers, each held to 20 MB/s", "spread", "spread", {"one worker": 3}),
 )  # fmt: skip
 
-TASK_PATH = "A request through Redis and a worker to the commit, in a lab of two simulated vCenters."
+SECTIONS = {
+    "One disk by four workers": "Each worker is held to the same rate, as one VDDK connection would hold it.",
+    "The task path": "A request through Redis and a worker to the commit, in a lab of two simulated vCenters.",
+    "The disks by the task path": "The disks of the first table, each round in a lab and a store of its own.",
+}
+#: what a store that encrypts may take longer
+SEALING = 0.10
 
 #: our job, the limit, the goal
 SHARES = (("full", "zstd", 0.75), ("restore", "restore", 0.70), ("scan", "scan", 0.85))
@@ -68,22 +81,39 @@ LIMITS = {
 
 def speed(found: Found) -> list[str]:
     lines = [
-        "| job | ours, s | with Python's start, s | peer | peer, s | ratio | goal | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| job | ours, s | with Python's start, s | encrypted, s | its cost | peer | peer, s | ratio | goal | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        ours, process = found.median(row.job, "ours"), found.median(row.job, "process")
-        title = row.title
+        head = [row.title, *_own(found, row)]
         for peer, goal in row.goals.items():
-            theirs = found.median(row.theirs, peer)
-            if ours is None or process is None or theirs is None:
-                continue
-            ratio = theirs / ours
-            shown = (f"{ours:.2f}", f"{process:.2f}") if title else ("", "")
-            lines.append(f"| {title} | {shown[0]} | {shown[1]} | {peer} | {theirs:.2f} | {ratio:.1f} | {goal:g} | "
-                         f"{'' if ratio >= goal else 'missed'} |")  # fmt: skip
-            title = ""
+            lines.append(f"| {' | '.join(head)} | {peer} | {_beside(found, row, peer, goal)} |")
+            head = [""] * len(head)
     return lines
+
+
+def _own(found: Found, row: Row) -> list[str]:
+    """Our cells: seconds, with Python's start, encrypted, what that costs."""
+    ours, process, sealed = (found.median(row.job, who) for who in ("ours", "process", "encrypted"))
+    cells = ["" if figure is None else f"{figure:.2f}" for figure in (ours, process, sealed)]
+    if ours is None and (found.trouble(row.job, "ours") or found.trouble(row.theirs, "ours")):
+        cells[0] = "failed"
+    cost = "" if ours is None or sealed is None else f"{sealed / ours - 1:+.0%}"
+    if ours and sealed and sealed / ours - 1 > SEALING:
+        cost += ", missed"
+    return [*cells, cost]
+
+
+def _beside(found: Found, row: Row, peer: str, goal: float) -> str:
+    ours, theirs = found.median(row.job, "ours"), found.median(row.theirs, peer)
+    if peer in found.absent:
+        return f"not here | | {goal:g} | "
+    if theirs is None:
+        return f"{'failed' if found.trouble(row.theirs, peer) else ''} | | {goal:g} | "
+    if ours is None:
+        return f"{theirs:.2f} | | {goal:g} | "
+    ratio = theirs / ours
+    return f"{theirs:.2f} | {ratio:.{1 if ratio >= 2 else 2}f} | {goal:g} | {'' if ratio >= goal else 'missed'}"
 
 
 def stored(found: Found) -> list[str]:
@@ -118,49 +148,62 @@ def shares(found: Found) -> list[str]:
 def memory(found: Found) -> list[str]:
     lines = ["| peak memory of the whole process, MiB | full backup | restore |", "|---|---|---|"]
     for title, prefix in (("these disks", ""), ("a sparse disk of 1 TiB", "sparse ")):
-        if f"{prefix}full" in found.peak:
-            lines.append(f"| {title} | {found.peak[f'{prefix}full']:.0f} | {found.peak[f'{prefix}restore']:.0f} |")
+        peaks = [found.peak.get(f"{prefix}{job}") for job in ("full", "restore")]
+        if any(peaks):
+            lines.append(f"| {title} | " + " | ".join("" if peak is None else f"{peak:.0f}" for peak in peaks) + " |")
     return lines
 
 
-def machine(runs: int, threads: int, size: str, where: str, versions: Sequence[str]) -> str:
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
-    return (
-        f"{os.cpu_count()} x {cpu}, {memory} GiB, Linux {platform.release()}, Python {platform.python_version()}; "
-        f"disks of {size}B; {runs} rounds, {threads} threads; everything on {where}; load of the machine at the end "
-        f"{os.getloadavg()[1]:.1f}. Peers: {'; '.join(versions)}."
-    )
+class Results:
+    """results.md and its chart: written again after each step, so that a run that is stopped leaves what it has."""
+
+    def __init__(self, folder: Path, runs: int, threads: int, size: str, where: str) -> None:
+        self.found = Found()
+        self._folder = folder
+        self._runs, self._threads, self._size, self._where = runs, threads, size, where
+        self.versions: list[str] = []
+        #: rounds that are complete
+        self.done = 0
+        #: title -> a table
+        self.sections: dict[str, str] = {}
+
+    def write(self) -> None:
+        lines = [
+            "# Measured",
+            "",
+            self._machine(),
+            "",
+            "Medians in seconds. Sources are in the page cache, programs take turns within a round, all files are",
+            "synced within the time, and every disk that came out was compared byte for byte. *Ours* is the store's",
+            "library in a worker that runs; the next column has the start of Python in it, *encrypted* is the same",
+            f"library in a store that encrypts (goal: at most {SEALING:.0%} more). Ratios are the peer's time by ours.",
+            "(a): 1 % of the 4 KiB blocks rewritten, all over; (b): new files. `qemu-img` commits an overlay that was",
+            "made before.",
+            "",
+            *(part for table in (speed, stored, shares, memory, troubles) for part in (*table(self.found), "")),
+            "![How many times as fast](ratios.svg)",
+            "",
+        ]
+        for title, text in self.sections.items():
+            lines += [f"## {title}", "", *((SECTIONS[title], "") if title in SECTIONS else ()), text]
+        for name, text in (("results.md", "\n".join(lines).rstrip() + "\n"), ("ratios.svg", chart(self.found))):
+            fresh = self._folder / f".{name}"
+            fresh.write_text(text)
+            fresh.replace(self._folder / name)
+
+    def _machine(self) -> str:
+        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+        rounds = f"{self._runs} rounds" if self.done == self._runs else f"{self.done} of {self._runs} rounds so far"
+        return (
+            f"{os.cpu_count()} x {cpu}, {memory} GiB, Linux {platform.release()}, Python {platform.python_version()}; "
+            f"disks of {self._size}B; {rounds}, {self._threads} threads; everything on {self._where}; load of the "
+            f"machine at the end {os.getloadavg()[1]:.1f}. Peers: {'; '.join(self.versions)}."
+        )
 
 
-def write(folder: Path, found: Found, about: str, lab: Sequence[str], diff: str) -> None:
-    lines = [
-        "# Measured",
-        "",
-        about,
-        "",
-        "Medians in seconds. Sources are in the page cache, programs take turns within a round, all files are synced",
-        "within the time, and every disk that came out was compared byte for byte. *Ours* is the store's library in a",
-        "worker that runs; the next column has the start of Python in it. Ratios are the peer's time by ours.",
-        "(a): 1 % of the 4 KiB blocks rewritten, all over; (b): new files. `qemu-img` commits an overlay made before.",
-        "",
-        *speed(found),
-        "",
-        *stored(found),
-        "",
-        *shares(found),
-        "",
-        *memory(found),
-        "",
-        "![How many times as fast](ratios.svg)",
-        "",
-    ]
-    if lab:
-        lines += ["## The task path", "", TASK_PATH, "", *lab]
-    if diff:
-        lines += ["## Differences of large disks", "", diff]
-    (folder / "results.md").write_text("\n".join(lines).rstrip() + "\n")
-    (folder / "ratios.svg").write_text(chart(found))
+def troubles(found: Found) -> list[str]:
+    return [f"- {what}: {' '.join(why.split())}" for what, why in found.troubles.items()]
 
 
 def chart(found: Found) -> str:

@@ -3,7 +3,8 @@
 #
 # Installs only what is missing, through whatever apt and pip are configured to use, and does nothing (in well under
 # a second) when everything is there. Run by every target of the Makefile.
-# PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer).
+# PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer). `setup.sh bench` also installs the programs that the
+# benchmarks compare with.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -89,27 +90,41 @@ done
 SCRIPT
 }
 
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
 install_packages() {
     # The lists must be split: several words may stand in one line.
     # shellcheck disable=SC2046
     set -- $(missing_packages)
     [ $# -eq 0 ] && return 0
     command -v apt-get >/dev/null || fail "these Debian packages are missing and there is no apt-get to install them: $*"
-    if [ "$(id -u)" -eq 0 ]; then
-        root=
-    elif command -v sudo >/dev/null; then
-        root=sudo
-    else
+    [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null ||
         fail "these Debian packages are missing: $*. Install them as root, or install sudo, and run this again."
-    fi
     say "installing the Debian packages $* (a minute or so; log in .build/apt.log)"
-    $root sh -c "$(as_root_install)" install "$@" >.build/apt.log 2>&1 9>&- || {
+    as_root sh -c "$(as_root_install)" install "$@" >.build/apt.log 2>&1 9>&- || {
         tail -n 20 .build/apt.log >&2
         fail "apt-get could not install: $*. The end of .build/apt.log is above."
     }
     # shellcheck disable=SC2046
     set -- $(missing_packages)
     [ $# -eq 0 ] || fail "installed, but still not usable: $*"
+}
+
+missing_peers() {
+    for pair in borg:borgbackup restic:restic qemu-img:qemu-utils rsync:rsync nbdcopy:libnbd-bin; do
+        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    done
+}
+
+# What the benchmarks compare with, one after the other: what cannot be had is left out of the table, and said there.
+install_peers() {
+    for package in $(missing_peers); do
+        say "installing $package (log in .build/apt-$package.log)"
+        as_root sh -c "$(as_root_install)" install "$package" >".build/apt-$package.log" 2>&1 9>&- ||
+            say "$package could not be installed; the benchmarks go without it"
+    done
 }
 
 # nbdkit's vddk plugin is in Debian's contrib from trixie on, and also runs under the nbdkit of the release before. Where
@@ -166,6 +181,7 @@ make_environment() {
 # ---- the simulator ---------------------------------------------------------------------------------------------
 
 install_packages
+[ "${1:-}" != bench ] || install_peers
 fetch_vddk_plugin
 environment_is_current || make_environment
 deploy/simulator/build.sh .build/vcenter-simulator 9>&- || fail "the vCenter simulator could not be built. The message of go is above."

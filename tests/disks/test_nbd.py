@@ -21,7 +21,7 @@ from tests.services import wait_for
 from workers.disks import libnbd, nbdkit
 from workers.disks.libnbd import Connection, Request
 from workers.disks.nbd import Nbd, NbdReader, Opened
-from workers.disks.nbdkit import Export, Library
+from workers.disks.nbdkit import Export, Library, Process
 from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound, Transient
 from workers.point import Piece
 
@@ -118,7 +118,7 @@ def test_requests_are_under_way_side_by_side(place: Place) -> None:
 
 
 def test_the_password_is_told_to_nobody(place: Place) -> None:
-    opened = Opened(place.export(), write=False)
+    opened = Opened(Process(place.export(), write=False))
     try:
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
@@ -135,7 +135,7 @@ def test_the_password_is_told_to_nobody(place: Place) -> None:
 
 
 def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -> None:
-    opened = Opened(place.export(snapshot="snapshot-7"), write=False)
+    opened = Opened(Process(place.export(snapshot="snapshot-7"), write=False))
     said = (opened._process._folder / "config").read_text()
     opened.close()
     assert "vixDiskLib.nfc.ReadTimeoutMs=60000" in said and "vixDiskLib.nfc.WriteTimeoutMs=600000" in said
@@ -169,7 +169,7 @@ def test_a_flush_that_failed_once_fails_for_ever(place: Place) -> None:
 
 def test_the_connection_bounds_what_is_under_way_and_keeps_its_order(place: Place) -> None:
     """More and larger requests than may be under way at once."""
-    opened = Opened(place.export(), write=True)
+    opened = Opened(Process(place.export(), write=True))
     try:
         wire: Connection = opened.wire
         memory = memoryview(bytearray(os.urandom(SIZE)))
@@ -186,11 +186,11 @@ def test_the_connection_bounds_what_is_under_way_and_keeps_its_order(place: Plac
 CHILD = """
 import sys, time, json
 from pathlib import Path
-from workers.disks.nbdkit import Export, Library
+from workers.disks.nbdkit import Export, Library, Process
 from workers.disks.nbd import Opened
 libdir, plugin = sys.argv[1:]
-opened = Opened(Export(Library(Path(libdir), plugin), "vc", 443, "u", lambda: "s3cret", "AA", "vm-1",
-                       "[ds1] vm/a.vmdk", None, "run-9"), write=True)
+opened = Opened(Process(Export(Library(Path(libdir), plugin), "vc", 443, "u", lambda: "s3cret", "AA", "vm-1",
+                               "[ds1] vm/a.vmdk", None, "run-9"), write=True))
 print(opened._process._process.pid, flush=True)
 time.sleep(600)
 """

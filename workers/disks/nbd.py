@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -32,12 +32,21 @@ _CONNECTIONS = 4
 _SMALL = 256 << 10
 
 
-class Opened:
-    """A disk that a process of ours serves: the process and the connection to it."""
+class Served(Protocol):
+    """What serves a disk at a socket: a `Process` of ours."""
 
-    def __init__(self, export: Export, *, write: bool) -> None:
-        self.export = export
-        self._process = Process(export, write=write)
+    def client(self, connect: Callable[[str], Connection]) -> Connection: ...
+
+    def error(self, why: str) -> Exception: ...
+
+    def close(self, *, served: bool = False) -> None: ...
+
+
+class Opened:
+    """A disk that is served: the process that does it, and the connections to it."""
+
+    def __init__(self, process: Served) -> None:
+        self._process = process
         self._mine = threading.local()
         self._guard = threading.Lock()
         self._threads = 0
@@ -165,7 +174,7 @@ class Nbd:
 
     def reader(self, *, fresh: bool = False) -> NbdReader:
         """VMware's library keeps nothing between two openings: what is read is always what the host has."""
-        return NbdReader(Opened(self.export, write=False))
+        return NbdReader(Opened(Process(self.export, write=False)))
 
     def hold(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[Held]:
         """Zeroes are written as zeroes: VMware's library has no other way."""
@@ -186,7 +195,7 @@ class Nbd:
         deadline = time.monotonic() + wait
         while True:
             try:
-                return Opened(self.export, write=True)
+                return Opened(Process(self.export, write=True))
             except DiskBusy:
                 if time.monotonic() > deadline:
                     raise
