@@ -20,6 +20,7 @@ MIB = 1 << 20
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "ATTEMPTS", 2)
+    monkeypatch.setattr(bucket, "MEETINGS", 3)
 
 
 #: what people and their tools leave below a prefix, in any folder
