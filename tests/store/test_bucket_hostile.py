@@ -54,7 +54,7 @@ def test_objects_that_are_not_ours_are_left_alone(server: s3.S3, place: StoreSet
     assert all(root.bucket.prefix + name in left for name in STRANGERS if not name.startswith(("index", "compaction")))
 
 
-@pytest.mark.parametrize("length", [0, 100, 5000])
+@pytest.mark.parametrize("length", [0, *(pytest.param(length, marks=pytest.mark.slow) for length in (100, 5000))])
 def test_a_pack_that_was_cut_short_is_damage_with_a_name(place: StoreSettings, length: int) -> None:
     """Also where its ends are kept here: then a range is asked for that the bucket does not have any more."""
     store = Store.make(place)
@@ -101,7 +101,7 @@ def test_what_is_archived_busy_or_not_allowed_is_said(server: s3.S3, place: Stor
     store.close()
 
 
-@pytest.mark.parametrize("how", ["403 AccessDenied", "501 NotImplemented"])
+@pytest.mark.parametrize("how", ["403 AccessDenied", pytest.param("501 NotImplemented", marks=pytest.mark.slow)])
 def test_who_may_not_see_unfinished_uploads_prunes_all_the_same(server: s3.S3, place: StoreSettings, how: str) -> None:
     """That right is one of its own, and not every endpoint knows the list: a rule of the bucket removes them there."""
     store = Store.make(place)
