@@ -28,6 +28,8 @@ class Faults:
         self._app = app
         self._faults: list[dict[str, Any]] = []
         self._seen: list[str] = []
+        #: bucket -> bytes of contents that came, bytes of answers that went
+        self._carried: dict[str, list[int]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], answer: Any) -> Iterable[bytes]:
@@ -37,6 +39,10 @@ class Faults:
             seen, self._seen = self._seen, []
             answer("200 OK", [])
             return [json.dumps(seen).encode()]
+        if environ["PATH_INFO"] == "/-carried":
+            carried, self._carried = self._carried, {}
+            answer("200 OK", [])
+            return [json.dumps(carried).encode()]
         self._seen.append(what)
         how = self._how(what)
         if how.startswith("slow "):
@@ -55,7 +61,19 @@ class Faults:
         if how == "answer lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionAbortedError
-        return whole
+        self._count(environ, sum(map(len, whole)))
+        return self._half(environ, b"".join(whole)) if how == "cut" else whole
+
+    def _count(self, environ: dict[str, Any], out: int) -> None:
+        with self._lock:
+            sums = self._carried.setdefault(environ["PATH_INFO"].split("/")[1], [0, 0])
+            sums[0] += int(environ.get("CONTENT_LENGTH") or 0)
+            sums[1] += out
+
+    @staticmethod
+    def _half(environ: dict[str, Any], whole: bytes) -> Iterator[bytes]:
+        yield whole[: len(whole) // 2]
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
     def _how(self, what: str) -> str:
         for fault in self._faults:
@@ -95,12 +113,18 @@ class S3:
         return name
 
     def fault(self, match: str = "", how: str = "", times: int = 1) -> list[str]:
-        """Refuse (`503 SlowDown`), `drop`, `answer lost`, `slow SECONDS`, `unconditional`; returns what was asked
-        since the last call. Without arguments faults end."""
+        """Refuse (`503 SlowDown`), `drop`, `answer lost`, `cut` (in the middle of the answer), `slow SECONDS`,
+        `unconditional`; returns what was asked since the last call. Without arguments faults end."""
         body = json.dumps([{"match": match, "how": how, "times": times}] if match else []).encode()
         with urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/-faults", body), timeout=10) as answer:
             seen: list[str] = json.loads(answer.read())
         return seen
+
+    def carried(self) -> dict[str, list[int]]:
+        """By bucket the bytes of contents that came, and of answers that went, since the last call."""
+        with urllib.request.urlopen(f"{self.endpoint}/-carried", timeout=10) as answer:
+            carried: dict[str, list[int]] = json.loads(answer.read())
+        return carried
 
     def keys(self, bucket: str) -> list[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)

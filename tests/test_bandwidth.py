@@ -39,6 +39,24 @@ def test_summer_time_moves_the_window() -> None:
     assert rate(LINK, datetime(2026, 7, 24, 16, tzinfo=UTC)) == 50_000_000
 
 
+@pytest.mark.parametrize(
+    ("at", "limit"),
+    [
+        # Saturday's window over the night in which summer time begins: an hour shorter, to the same time on the wall.
+        ("2026-03-28T20:59", 50), ("2026-03-28T21:00", 90), ("2026-03-29T01:30", 90), ("2026-03-29T03:59", 90),
+        ("2026-03-29T04:00", 50),
+        # ... and in which it ends: the hour that comes twice is in it twice.
+        ("2026-10-24T19:59", 50), ("2026-10-24T20:00", 90), ("2026-10-25T00:30", 90), ("2026-10-25T01:30", 90),
+        ("2026-10-25T04:59", 90), ("2026-10-25T05:00", 50),
+        ("2026-03-29T21:30", 50),  # of the sunday after it there is none
+    ],
+)  # fmt: skip
+def test_a_night_in_which_the_clocks_change(at: str, limit: int) -> None:
+    night = {"from": "22:00", "to": "06:00", "days": "sat", "rate": "90MB", "timezone": "Europe/Berlin"}
+    link = Link.model_validate({"rate": "50MB", "windows": [night]})
+    assert rate(link, datetime.fromisoformat(at).replace(tzinfo=UTC)) == limit * 1_000_000
+
+
 def test_a_window_may_lift_the_limit_and_none_is_needed() -> None:
     free = Link.model_validate({"rate": "1MB", "windows": [{"from": "00:00", "to": "24:00", "days": "sat,sun"}]})
     assert rate(free, FRIDAY) == 1_000_000
@@ -130,6 +148,34 @@ def test_an_idle_time_is_not_made_up_for_and_a_lost_worker_does_not_wait(tmp_pat
     assert clock.at - began == pytest.approx(2)
     one.wait(10**12, lambda: clock.at > began + 10)
     assert clock.at - began < 13
+
+
+def test_who_died_shares_no_longer_than_its_lease(tmp_path: Path) -> None:
+    catalogue, clock = Catalogue.create(f"sqlite:///{tmp_path}/c.db"), Clock()
+    catalogue.share("link wan", "dead", 60)
+    one = share(catalogue, "one", clock)
+    one.wait(1, lambda: False)
+    assert one.rate == 500_000
+    catalogue.share("link wan", "dead", -1)
+    clock.at += LOOK
+    one.wait(1, lambda: False)
+    assert one.rate == 1_000_000
+
+
+def test_nobody_is_without_a_limit_because_the_catalogue_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.errors import CatalogueUnreachable
+
+    catalogue, clock = Catalogue.create(f"sqlite:///{tmp_path}/c.db"), Clock()
+
+    def away(*_: object) -> int:
+        raise CatalogueUnreachable("away")
+
+    monkeypatch.setattr(catalogue, "share", away)
+    one = share(catalogue, "one", clock)
+    one.wait(2_000_000, lambda: False)
+    assert one.rate == 1_000_000 and clock.at == pytest.approx(1002)
 
 
 def test_without_a_limit_nobody_waits(tmp_path: Path) -> None:

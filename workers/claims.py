@@ -38,6 +38,8 @@ class Claims:
         self._held: set[tuple[str, int]] = set()
         #: whether it has places on a host, a datastore, a vCenter; and keeps them for the run's next message
         self.placed = self.stays = False
+        #: whether it counts as one of those who share a link
+        self.shares = False
 
     @property
     def place_holder(self) -> str:
@@ -114,6 +116,9 @@ class Claims:
             self._held.clear()
             with suppress(UnderstudyError):
                 self.here.catalogue.release_slices(self.run.id, self.owner)
+        if self.shares:
+            with suppress(UnderstudyError):
+                self.here.catalogue.leave_places(self.owner)
         if self.placed and not self.stays:
             with suppress(UnderstudyError):
                 self.here.catalogue.leave_places(self.place_holder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
@@ -39,6 +40,7 @@ class Share:
         self._lock = threading.Lock()
         self._free = clock()
         self._looked: float | None = None
+        self._many = 1
         #: bytes a second; None = no limit
         self.rate: float | None = None
 
@@ -62,12 +64,15 @@ class Share:
             return
         self._looked = now
         try:
-            many = self._here.catalogue.share(f"link {self._name}", self._holder, LEASE)
-            limit = bandwidth.rate(self._link, self._here.catalogue.now())
+            self._many = self._here.catalogue.share(f"link {self._name}", self._holder, LEASE)
+            at = self._here.catalogue.now()
         except UnderstudyError as err:
-            log.warning(f"the link {self._name} is used as before, for nobody can say who shares it: {err}")
-            return
-        self.rate = max(1.0, limit / many) if limit is not None else None
+            log.warning(
+                f"of the link {self._name} the same part is used as before, nobody can say who shares it: {err}"
+            )
+            at = datetime.now(UTC)  # its windows open and close all the same
+        limit = bandwidth.rate(self._link, at)
+        self.rate = max(1.0, limit / self._many) if limit is not None else None
 
 
 class Toll:
@@ -77,6 +82,7 @@ class Toll:
         self._live = live
         links = live.here.settings.links
         self._shares = [Share(live.here, name, links[name], live.owner) for name in names if name in links]
+        live.shares = live.shares or bool(self._shares)  # who has ended leaves its part to the others at once
 
     def __call__(self, count: int) -> None:
         for share in self._shares:

@@ -6,11 +6,13 @@ stays on record until the same part is read without a fault.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from workers import copies, faults, scrub
 from workers.catalogue import Damage, Scrub
 from workers.errors import NotFound, StoreDamaged
+from workers.links import toll
 from workers.models import Run, RunKind, RunReport, RunState, Trigger
 from workers.run import Here, Live, OutOfTime
 from workers.store import Store
@@ -48,7 +50,8 @@ def due(here: Here, now: datetime) -> list[Run]:
     """A run for each store of which a part is due."""
     known, fresh = here.catalogue.scrubs(), []
     live = {run.target for run in here.catalogue.live_runs()}
-    used = {group.store for group in here.settings.groups.values()}
+    groups = here.settings.groups.values()
+    used = {group.store for group in groups} | {group.copying.to for group in groups if group.copying is not None}
     since = {point.store: point.created for point in here.catalogue.newest_points()}
     for name, configured in here.settings.stores.items():
         target = target_of(name)
@@ -112,6 +115,7 @@ class _Reader:
     def __init__(self, live: Live, store: Store, parts: dict[str, int]) -> None:
         self._live, self._parts = live, parts
         self._verifier = store.verifier()
+        self._toll = toll(live, live.run.target.removeprefix("store:"))
         catalogue = live.here.catalogue
         self._known = catalogue.scrubs(live.run.target).get(live.run.target)
         self._running = self._known if self._known is not None and self._known.ended is None else None
@@ -132,7 +136,7 @@ class _Reader:
     def read(self, part: str) -> None:
         kind, _, name = part.partition(" ")
         self._live.check()
-        found = self._verifier.of_vm(name) if kind == "maps" else self._verifier.of_pack(int(name, 16), (), deep=True)
+        found = self._of_vm(name) if kind == "maps" else self._of_pack(int(name, 16))
         run, owner = self._live.run, self._live.owner
         damages = [
             Damage(
@@ -145,6 +149,13 @@ class _Reader:
             self._live.note(sentence.label)
         self._live.here.catalogue.compared(run.id, owner, part, 0, 1 << 62, damages)
         self._record(part)
+
+    def _of_vm(self, vm: str) -> Iterable[str]:
+        self._toll(self._parts[f"maps {vm}"])
+        return self._verifier.of_vm(vm)
+
+    def _of_pack(self, pack: int) -> Iterable[str]:
+        return self._verifier.of_pack(pack, (), deep=True, carried=self._toll)
 
     def _record(self, part: str) -> None:
         """The round stands behind this part; with the last one it ends, and what is gone by now is no finding."""

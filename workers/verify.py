@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from workers import store_scrub
+from workers import places, store_scrub
 from workers.errors import Refused, TargetBusy
 from workers.links import toll
 from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
 from workers.replica_mend import MendedReplica
 from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
 from workers.replicate import target_of
-from workers.run import Here, Live, OutOfTime, execute
+from workers.run import Here, Live, NotYet, OutOfTime, execute
 from workers.stored_point import StoredPoint
 from workers.sync import sync
 
@@ -76,6 +76,7 @@ def _verify(live: Live) -> RunReport:
     target = MendedReplica(live, pair)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
+    places.demand(live, live.run.site, target.state)
     return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
 
@@ -87,8 +88,15 @@ def _compare(live: Live, target: VerifiedReplica) -> RunReport:
         live.note(reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", reason))
     try:
+        places.demand(live, live.run.site, target.state)
         return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
     except OutOfTime:
         if SHARE not in live.run.memory:
             raise
         return target.stop_here()  # a sync that is due meanwhile goes first
+    except NotYet as err:
+        if SHARE not in live.run.memory:
+            raise
+        # It would hold up the syncs of this replica for as long as it waits; what it leaves out is due again.
+        live.note(f"{err}; this part is compared later")
+        return live.finish(RunState.NOTHING_NEW, live.report("nothing new", str(err)))

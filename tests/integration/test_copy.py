@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from tests.integration.world import MIB, World
-from workers import backup, copy, dispatch, holding, left_behind, prune, status
+from workers import backup, copy, dispatch, holding, left_behind, prune, status, store_scrub
 from workers.errors import BadInput, NoSpace, Refused
 from workers.models import RestorePoint, Run, RunKind, RunReport, RunState, Trigger
 from workers.restore_held import holder
 from workers.run import Here, Live
-from workers.settings import Group, StoreSettings
+from workers.settings import Group, Link, StoreSettings
 from workers.store import Store, files
 
 
 def with_far(world: World, **group: Any) -> Here:
     """The realm with a second store, for copies after each backup unless `group` says otherwise."""
-    second = StoreSettings(path=world.folder / "far", site="dr")
+    second = StoreSettings(path=world.folder / "far", site="dr", link="wan")
     Store.create(second.path)
     given = {**world.settings.groups["all"].model_dump(by_alias=True), "copy": {"to": "far"}, **group}
     changes = {
+        "links": {"wan": Link()},
         "stores": {**world.settings.stores, "far": second},
         "groups": {"all": Group.model_validate(given)},
     }
@@ -96,6 +98,12 @@ def test_a_point_is_copied_once_and_by_difference(world: World) -> None:
     assert far(here).runs() == []
     held = prune.needed(here, "main", world.store, uuid_of(world, "cp"))
     assert held == {second: ["the next copy to far builds on it"]}
+    assert world.catalogue.places() == {}, "who has ended leaves the link to the others"
+    tomorrow = world.catalogue.now() + timedelta(days=2)
+    checks = store_scrub.due(here, tomorrow)
+    assert "store:far" in {run.target for run in checks}, "what is filled by copies alone is read again as well"
+    for run in checks:
+        world.catalogue.ask_to_stop(run.id, "a test")
     with pytest.raises(Refused, match="a chain only grows"):
         world.store.pin(uuid_of(world, "cp"), first or "", "t")
         far(here).retire(uuid_of(world, "cp"), first or "")

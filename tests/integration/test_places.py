@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.integration.world import MIB, World
-from workers import backup, replicate
+from workers import backup, replicate, verify
 from workers.models import RunState
 
 
@@ -37,6 +37,21 @@ def test_without_a_place_a_run_waits_in_the_queue(make_world: Callable[..., Worl
     assert "datastore ds1 of dr" in held
     point = replicate.run(world.here, sync.id).point
     world.assert_replica_is("place", point or "")
+    assert world.catalogue.places() == {}
+    # So does a verification: it reads all of the replica's disks.
+    assert world.catalogue.take_places("another", {"datastore ds1 of dr": 1}, 60) is None
+    check, _ = verify.request(world.here, world.pair("place"))
+    report = verify.run(world.here, check.id)
+    assert report.outcome == "waiting" and "a place on the datastore ds1 of dr: all 1 are taken" in report.reason
+    world.expire_lease(check)
+    world.catalogue.ask_to_stop(check.id, "a test")
+    part, _ = verify.request_part(world.here, world.pair("place"), "slot-1", share=1.0, repair=False)
+    report = verify.run(world.here, part.id)  # it would hold up the syncs of this replica for as long as it waits
+    assert report.outcome == "nothing new" and "a place on the datastore ds1 of dr" in report.reason
+    assert world.catalogue.run(part.id).state is RunState.NOTHING_NEW
+    world.catalogue.leave_places("another")
+    check, _ = verify.request(world.here, world.pair("place"))
+    assert verify.run(world.here, check.id).outcome == "verified"
     assert world.catalogue.places() == {}
     # A run that is given up needs none any more.
     world.scribble("place", 2)

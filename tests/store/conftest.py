@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests import s3
+from tests.store.buckets import TriedPath
 from tests.store.objects import ObjectPath, Objects
 from workers.settings import StoreSettings
 from workers.store import Store
+from workers.store.bucket import BucketPath
+from workers.store.store import configured
 
 #: of the encrypted stores of these tests
 KEY = bytes(range(32))
@@ -20,8 +23,8 @@ ALWAYS = {"test_roundtrip", "test_damage", "test_verify"}
 
 
 #: a module that has KINDS = EVERY runs its tests that take `store` over each kind of place
-EVERY = ("folder", "objects")
-EVERY_SLOWLY = ("folder", pytest.param("objects", marks=pytest.mark.slow))
+EVERY = ("folder", "objects", pytest.param("bucket", marks=pytest.mark.slow))
+EVERY_SLOWLY = ("folder", *(pytest.param(place, marks=pytest.mark.slow) for place in ("objects", "bucket")))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,8 +52,13 @@ def kind_of_store(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, kind_of_store: str, tmp_path: Path) -> Store:
-    if getattr(request, "param", "folder") == "objects":
+    place = getattr(request, "param", "folder")
+    if place == "objects":
         return Store.create(objects(tmp_path))
+    if place == "bucket":
+        found = configured(request.getfixturevalue("place"))
+        assert isinstance(found, BucketPath)
+        return Store.create(TriedPath(found.bucket))
     return Store.create(tmp_path / "store")
 
 

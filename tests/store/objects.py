@@ -112,6 +112,13 @@ class ObjectPath(Remote):
             if "/" not in rest and rest.endswith(suffix)
         }
 
+    def folders(self) -> list[str]:
+        found = {rest.partition("/")[0] for _, rest in self._inside() if "/" in rest}
+        return sorted(name for name in found if not name.startswith("."))
+
+    def listed(self) -> bool:
+        return self.exists()
+
     def look_anew(self) -> None:
         pass
 

@@ -111,10 +111,10 @@ def test_a_pack_of_many_parts(server: s3.S3, place: StoreSettings, monkeypatch: 
     store.abandon("cut-off")
     mine = root_of(store).bucket
     mine.call("create_multipart_upload", "packs/0000000000000001.pack")
-    monkeypatch.setattr(bucket, "STALE_UPLOAD", 1e12)  # days
+    monkeypatch.setattr(bucket, "STALE", 1e12)  # days
     store.prune()
     assert mine.call("list_multipart_uploads").get("Uploads"), "a young one may be somebody's"
-    monkeypatch.setattr(bucket, "STALE_UPLOAD", -1.0)
+    monkeypatch.setattr(bucket, "STALE", -1.0)
     store.prune()
     assert not mine.call("list_multipart_uploads").get("Uploads")
     store.close()

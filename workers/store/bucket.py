@@ -11,33 +11,37 @@ import email.utils
 import json
 import os
 import pathlib
+import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import boto3
 import botocore.config
 import botocore.exceptions
+import urllib3.exceptions
 
-from workers.errors import ConfigError, Conflict, LoginFailed, Refused, UnderstudyError
+from workers.errors import BadInput, ConfigError, Conflict, LoginFailed, Refused, UnderstudyError
 from workers.settings import BucketSettings
 from workers.store import bucket_errors
-from workers.store.bucket_cache import Cache
-from workers.store.bucket_errors import Unmet
+from workers.store.bucket_cache import Cache, Listed
+from workers.store.bucket_errors import Beyond, Unmet
 from workers.store.bucket_io import Ends, Upload
+from workers.store.bucket_probe import PROBES, honoured
 from workers.store.place import Fd, Opened, Remote
+
+T = TypeVar("T")
 
 #: attempts of a request before its failure is told; the pauses between grow to some 20 s
 ATTEMPTS = 6
 #: seconds without an answer
 CONNECT, ANSWER = 10, 60
-#: tries of a write that met another one, a tenth of a second apart: the other is one request, so more means that the
-#: endpoint is not well
-MEETINGS = 100
-#: an upload that was begun so long ago is nobody's any more: a pack is full, or flushed, within minutes
-STALE_UPLOAD = 2 * 86400.0
+#: an upload, or a trial object, that was begun so long ago is nobody's any more: a pack is full, or flushed, in minutes
+STALE = 2 * 86400.0
+#: writes of one object that meet another write of it, one after the other, before that is told: some 10 s
+MEETINGS = 50
 #: what of a store is kept on this machine whole: read often, small beside the packs, and never changed
 KEPT = (".maps", ".idx")
 
@@ -52,15 +56,16 @@ class Bucket:
         self.prefix = f"{prefix}/" if prefix else ""
         self._lock = threading.Lock()
         self._client: tuple[int, Any] | None = None
-        #: folder -> names, of folders for which `exists` may be answered from a list
-        self.listed: dict[str, set[str] | None] = {}
+        #: folder -> its names as they were listed; one list for each `look_anew`
+        self.listed: dict[str, Listed] = {}
         self.proven = False
 
     def __str__(self) -> str:
         return f"s3://{self.settings.bucket}/{self.prefix}".rstrip("/")
 
     def call(self, operation: str, key: str = "", **more: Any) -> dict[str, Any]:
-        """FileNotFoundError for what is not there, `Unmet` for a condition that does not hold, else our errors."""
+        """FileNotFoundError for what is not there, `Unmet` for a condition that does not hold, `Beyond` for a range
+        behind the end, else our errors."""
         if key:
             more["Key"] = self.prefix + key
         where = f"{self}/{key}" if key else str(self)
@@ -68,8 +73,27 @@ class Bucket:
             answer: dict[str, Any] = getattr(self._connected(), operation)(Bucket=self.settings.bucket, **more)
         # ValueError: of an endpoint that is no address
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, ValueError) as err:
-            raise bucket_errors.told(err, where, self.settings) from None  # theirs may show what was sent
+            told = bucket_errors.told(err, where, self.settings)
+            if isinstance(told, Unmet) and not more.keys() & {"IfMatch", "IfNoneMatch"}:
+                told = bucket_errors.busy(where, self.settings, told.code)
+            if isinstance(told, LoginFailed):
+                with self._lock:
+                    self._client = None  # the next request reads the key again: it may have been renewed
+            raise told from None  # theirs may show what was sent
         return answer
+
+    def body(self, key: str, use: Callable[[Any], T], **more: Any) -> T:
+        """What `use` makes of an object. Of one that breaks off on its way it is asked anew: the library tries again
+        only what fails before the first byte."""
+        for left in reversed(range(ATTEMPTS)):
+            answer = self.call("get_object", key, **more)
+            try:
+                return use(answer)
+            except (botocore.exceptions.BotoCoreError, urllib3.exceptions.HTTPError) as err:
+                if not left:
+                    raise bucket_errors.told(err, f"{self}/{key}", self.settings) from None
+            time.sleep(0.2 * random.random())
+        raise AssertionError
 
     def _connected(self) -> Any:
         with self._lock:
@@ -112,7 +136,8 @@ class Bucket:
             page = self.call("list_objects_v2", **more)
             objects = [{**each, "name": each["Key"][len(start) :]} for each in page.get("Contents", ())]
             folders = [each["Prefix"][len(start) : -1] for each in page.get("CommonPrefixes", ())]
-            yield [each for each in objects if each["name"] and not each["name"].endswith("/")], folders, clock(page)
+            files = [each for each in objects if each["name"] and not each["name"].endswith("/")]
+            yield files, [name for name in folders if name], clock(page)
             if not page.get("IsTruncated"):
                 return
             more["ContinuationToken"] = page["NextContinuationToken"]
@@ -121,37 +146,21 @@ class Bucket:
         """Conditional writes are honoured: without them two writers could publish the same number."""
         if self.proven:
             return
-        probe = BucketPath(self, f"writers/.probe-{secrets.token_hex(8)}")
+        probe = BucketPath(self, f"{PROBES}/.probe-{secrets.token_hex(8)}")
         try:
-            honoured = _honoured(probe)
+            good = honoured(probe)
         except LoginFailed:
             return  # who may only read; a write will say so
         finally:
             with contextlib.suppress(UnderstudyError):  # the first error is to be told, a probe harms nobody
                 probe.remove()
-        if not honoured:
+        if not good:
             raise Refused(
                 f"{self}: this endpoint does not honour conditional writes (If-None-Match and If-Match of PutObject), "
                 f"so two workers could overwrite each other's restore points. Use one that does (AWS S3 and MinIO do, "
                 f"for example), or a store in a folder"
             )
         self.proven = True
-
-
-def _honoured(probe: BucketPath) -> bool:
-    try:
-        probe.create(b"1")
-        with contextlib.suppress(FileExistsError):
-            probe.create(b"2")
-            return False
-        tag = probe.get()[1]
-        probe.put_if(b"3", IfMatch=tag)
-        with contextlib.suppress(Unmet):
-            probe.put_if(b"4", IfMatch=tag)
-            return False
-    except (Unmet, FileExistsError):
-        return False
-    return probe.read_bytes() == b"3"
 
 
 class BucketPath(Remote):
@@ -189,31 +198,32 @@ class BucketPath(Remote):
         return self.parent / name
 
     def exists(self) -> bool:
-        folder = self.parent.key
-        if folder in self.bucket.listed:
-            known = self.bucket.listed[folder]
-            if known is None:
-                known = self.bucket.listed[folder] = set(self.parent.names(""))
-            return self.name in known
         try:
             return self.length() >= 0
         except FileNotFoundError:
             return False
 
+    def listed(self) -> bool:
+        known = self.bucket.listed.get(self.parent.key)
+        return self.exists() if known is None else known.has(self.name, lambda: self.parent.names(""))
+
     def look_anew(self) -> None:
-        self.bucket.listed[self.key] = None
+        self.bucket.listed[self.key] = Listed()
 
     # --- reading --------------------------------------------------------------------------------------------
 
     def get(self, part: str = "") -> tuple[bytes, str, int]:
         """Content, tag and whole length."""
-        answer = self.bucket.call("get_object", self.key, **({"Range": f"bytes={part}"} if part else {}))
-        try:
+
+        def read(answer: dict[str, Any]) -> tuple[bytes, str, int]:
             data: bytes = answer["Body"].read()
-        except (botocore.exceptions.BotoCoreError, OSError) as err:
-            raise bucket_errors.told(err, str(self), self.bucket.settings) from None
-        whole = answer.get("ContentRange", "").rpartition("/")[2]
-        return data, answer["ETag"], int(whole) if whole else len(data)
+            whole = answer.get("ContentRange", "").rpartition("/")[2]
+            return data, answer["ETag"], int(whole) if whole else len(data)
+
+        try:
+            return self.bucket.body(self.key, read, **({"Range": f"bytes={part}"} if part else {}))
+        except Beyond:
+            return b"", "", 0
 
     def read_bytes(self) -> bytes:
         return self.get()[0]
@@ -232,19 +242,22 @@ class BucketPath(Remote):
         return self.bucket.cache.path(self.key, self._fetch, anew=self.direct)
 
     def _fetch(self, into: pathlib.Path) -> None:
-        answer = self.bucket.call("get_object", self.key)
-        try:
+        def write(answer: dict[str, Any]) -> None:
             with open(into, "wb") as out:
                 for part in answer["Body"].iter_chunks(4 << 20):
                     out.write(part)
-        except botocore.exceptions.BotoCoreError as err:
-            raise bucket_errors.told(err, str(self), self.bucket.settings) from None
+
+        self.bucket.body(self.key, write)
 
     def names(self, suffix: str) -> list[str]:
         found: list[str] = []
         for objects, folders, _ in self.bucket.listing(self.key):
             found += [each["name"] for each in objects] + folders
         return sorted(name for name in found if name.endswith(suffix) and not name.startswith("."))
+
+    def folders(self) -> list[str]:
+        found = [name for _, folders, _ in self.bucket.listing(self.key) for name in folders]
+        return sorted(name for name in found if not name.startswith("."))
 
     def sizes(self, suffix: str) -> dict[str, int]:
         pages = [each for objects, _, _ in self.bucket.listing(self.key) for each in objects]
@@ -268,8 +281,8 @@ class BucketPath(Remote):
             except Unmet as err:
                 if not err.retry:
                     raise
-            time.sleep(0.1)
-        raise bucket_errors.busy(str(self), self.bucket.settings)
+            time.sleep(0.4 * random.random())
+        raise bucket_errors.contended(str(self), self.bucket.settings)
 
     def create(self, data: bytes) -> None:
         try:
@@ -306,7 +319,7 @@ class BucketPath(Remote):
     def _known(self, there: bool) -> None:
         known = self.bucket.listed.get(self.parent.key)
         if known is not None:
-            (known.add if there else known.discard)(self.name)
+            known.changed(self.name, there)
 
     def begin(self) -> Opened:
         return Upload(self, lambda: self._known(True))
@@ -329,18 +342,23 @@ class BucketPath(Remote):
     # --- the place ------------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
+        for name, age in self.ages().items() if self.key == PROBES else ():
+            if name.startswith(".probe-") and age > STALE:
+                (self / name).remove()
         more: dict[str, Any] = {"Prefix": f"{self.bucket.prefix}{self.key}/"}
-        while True:
-            page = self.bucket.call("list_multipart_uploads", **more)
-            now = clock(page)
-            for each in page.get("Uploads", ()):
-                if now - each["Initiated"].timestamp() > STALE_UPLOAD:
-                    key = each["Key"][len(self.bucket.prefix) :]
-                    with contextlib.suppress(FileNotFoundError):
-                        self.bucket.call("abort_multipart_upload", key, UploadId=each["UploadId"])
-            if not page.get("IsTruncated"):
-                return
-            more |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        # Rights of their own, and not every endpoint has them: nothing depends on it, a rule of the bucket does it too.
+        with contextlib.suppress(BadInput):
+            while True:
+                page = self.bucket.call("list_multipart_uploads", **more)
+                now = clock(page)
+                for each in page.get("Uploads", ()):
+                    if now - each["Initiated"].timestamp() > STALE:
+                        key = each["Key"][len(self.bucket.prefix) :]
+                        with contextlib.suppress(FileNotFoundError):
+                            self.bucket.call("abort_multipart_upload", key, UploadId=each["UploadId"])
+                if not page.get("IsTruncated"):
+                    return
+                more |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     def prove(self) -> None:
         self.bucket.prove()

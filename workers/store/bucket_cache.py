@@ -118,3 +118,19 @@ class Cache:
 
 #: how long the object is, before the copies of its head and of its tail
 LENGTH = struct.Struct("<Q")
+
+
+class Listed:
+    """The names of a folder, listed when they are first asked for, and what this process changed since."""
+
+    def __init__(self) -> None:
+        self._names: set[str] | None = None
+        self._changed: dict[str, bool] = {}
+
+    def has(self, name: str, names: Callable[[], list[str]]) -> bool:
+        if self._names is None:
+            self._names = set(names())
+        return self._changed.get(name, name in self._names)
+
+    def changed(self, name: str, there: bool) -> None:
+        self._changed[name] = there

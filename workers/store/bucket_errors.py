@@ -11,12 +11,17 @@ from workers.settings import BucketSettings
 class Unmet(Exception):
     """A condition of a write does not hold."""
 
-    def __init__(self, *, repeated: bool, retry: bool) -> None:
+    def __init__(self, code: str, *, repeated: bool, retry: bool) -> None:
         super().__init__("a condition of a write does not hold")
+        self.code = code
         #: the request was sent more than once: it may have been met by ourselves
         self.repeated = repeated
         #: somebody else wrote at the same moment: that it holds or not is not known yet
         self.retry = retry
+
+
+class Beyond(Exception):
+    """A range was asked for that lies behind the object's end."""
 
 
 _LOGIN = {
@@ -31,6 +36,14 @@ _LOGIN = {
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "507"}
 _GONE = {"NoSuchKey", "NoSuchUpload", "NotFound", "404"}
 _REACH = "; the run goes on once it does again"
+_ARCHIVED = (
+    "a rule of the bucket has moved it to an archive: fetch it back from there, and take off rules that move or expire "
+    "what lies below the store's prefix"
+)
+
+
+def busy(where: str, settings: BucketSettings, code: str) -> StoreUnreachable:
+    return StoreUnreachable(f"{where}: {settings.endpoint or 'AWS'} cannot do it now ({code}){_REACH}")
 
 
 def told(err: Exception, where: str, settings: BucketSettings) -> Exception:
@@ -55,7 +68,7 @@ def told(err: Exception, where: str, settings: BucketSettings) -> Exception:
     return StoreUnreachable(f"{where}: {endpoint} does not answer ({type(err).__name__}){_REACH}")
 
 
-def busy(where: str, settings: BucketSettings) -> StoreUnreachable:
+def contended(where: str, settings: BucketSettings) -> StoreUnreachable:
     return StoreUnreachable(
         f"{where}: {settings.endpoint or 'AWS'} says each time that others write it just then{_REACH}"
     )
@@ -71,8 +84,12 @@ def _answered(err: exceptions.ClientError, where: str, settings: BucketSettings,
         )
     if code in _GONE or status == 404:
         return FileNotFoundError(where)
+    if status == 416:
+        return Beyond(where)
+    if code == "InvalidObjectState":
+        return BadInput(f"{where}: {_ARCHIVED}")
     if status in (412, 409):
-        return Unmet(repeated=bool(about.get("RetryAttempts")), retry=status == 409)
+        return Unmet(code, repeated=bool(about.get("RetryAttempts")), retry=status == 409)
     if code in _FULL or status == 507:
         return NoSpace(
             f"{where}: {endpoint} has no room for it ({code}): raise the quota, or lower what `keep` of the groups "

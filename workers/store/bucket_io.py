@@ -48,15 +48,20 @@ class Ends(Opened):
         return cls(path, cache.open(f"{path.key}.ends", fetch))
 
     def read(self, length: int, offset: int) -> bytes:
-        length = max(0, min(length, self.size - offset))
-        if offset + length <= self._head:
-            return os.pread(self._ends, length, LENGTH.size + offset)
-        if offset >= self._tail:
-            return os.pread(self._ends, length, LENGTH.size + self._head + offset - self._tail)
-        try:
-            return self._path.get(f"{offset}-{offset + length - 1}")[0] if length else b""
-        except FileNotFoundError as err:
-            raise damaged(self._path, "it is missing") from err
+        end = min(offset + length, self.size)
+        first, last = max(offset, self._head), min(end, self._tail)
+        data = self._kept(offset, min(end, self._head), 0)
+        if first < last:  # no more than what is not here: over a link each byte counts
+            try:
+                data += self._path.get(f"{first}-{last - 1}")[0]
+            except FileNotFoundError as err:
+                raise damaged(self._path, "it is missing") from err
+            if len(data) < last - offset:
+                return data  # it was cut short: what is here of its end lies elsewhere
+        return data + self._kept(max(offset, self._tail), end, self._tail - self._head)
+
+    def _kept(self, start: int, end: int, shift: int) -> bytes:
+        return os.pread(self._ends, end - start, LENGTH.size + start - shift) if start < end else b""
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
         raise NotImplementedError("what is open for reading is not written to")

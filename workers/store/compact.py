@@ -148,8 +148,8 @@ class Compactor:
                 self._writers.end(run)
         if files.there(self._folder):
             files.sweep(self._folder)
-            for name in files.names(self._folder, ".moves"):
-                if job is None or int(name.removesuffix(".moves"), 16) not in job.made:
+            for number, name in layout.ids(files.names(self._folder, ".moves"), ".moves").items():
+                if job is None or number not in job.made:
                     files.remove(self._folder / name)
         return job
 

@@ -13,12 +13,20 @@ import mmap
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from workers.errors import NoSpace, UnderstudyError
-from workers.store import place, presence
+from workers.store import layout, place, presence
 from workers.store.layout import ALIGN, damaged
 from workers.store.place import Fd, Opened, Path, Remote
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+#: Requests to a bucket at a time, each of which mostly waits for the server: half of the connections that are kept.
+TOGETHER = 16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -235,6 +243,14 @@ def names(folder: Path, suffix: str = "") -> list[str]:
         return sorted(e.name for e in entries if e.name.endswith(suffix) and not e.name.startswith("."))
 
 
+def folders(folder: Path) -> list[str]:
+    """Sorted, without hidden ones."""
+    if isinstance(folder, Remote):
+        return folder.folders()
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
 def sizes(folder: Path, suffix: str = "") -> dict[str, int]:
     """Bytes of each file; of one that goes meanwhile, nothing."""
     if isinstance(folder, Remote):
@@ -244,6 +260,21 @@ def sizes(folder: Path, suffix: str = "") -> dict[str, int]:
         with contextlib.suppress(FileNotFoundError):
             found[name] = (folder / name).stat().st_size
     return found
+
+
+def id_sizes(folder: Path, suffix: str) -> dict[int, int]:
+    """Bytes of each file that has an id for a name."""
+    found = sizes(folder, suffix)
+    return {number: found[name] for number, name in layout.ids(found, suffix).items()}
+
+
+def together(folder: Path, do: Callable[[A], B], things: Iterable[A]) -> Iterator[B]:
+    """What `do` makes of each, in their order; of what lies in a bucket, several at a time. To be read to the end."""
+    if not isinstance(folder, Remote):
+        yield from map(do, things)
+        return
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        yield from pool.map(do, things)
 
 
 def sweep(folder: Path) -> None:
@@ -276,6 +307,11 @@ def look_anew(folder: Path) -> None:
 
 def there(folder: Path) -> bool:
     return isinstance(folder, Remote) or folder.exists()
+
+
+def listed(path: Path) -> bool:
+    """Whether it is there; in a bucket as of the last `look_anew` of its folder: a thousand cost one request."""
+    return path.listed() if isinstance(path, Remote) else path.exists()
 
 
 def remove_folder(folder: Path) -> None:

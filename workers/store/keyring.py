@@ -10,13 +10,13 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from blake3 import blake3
 
-from workers.errors import BadInput, NotFound, WrongKey
-from workers.store import crypt, files, layout
+from workers.errors import BadInput, Conflict, NotFound, WrongKey
+from workers.store import crypt, files, layout, publishing
 from workers.store.crypt import PLAIN, Keys
 from workers.store.place import Path, Remote
 
@@ -28,6 +28,8 @@ class Found(NamedTuple):
     #: the id of each key that opens the store -> the data key, sealed with it; None = the store is not encrypted
     sealed: dict[str, str] | None
     whole: dict[str, Any]
+    #: store.json, byte for byte
+    data: bytes
 
 
 def key_id(key: bytes) -> str:
@@ -48,13 +50,14 @@ def read(store: Path) -> Found:
     """Raises `NotFound`, `StoreDamaged`, `StoreTooNew`."""
     file = store / "store.json"
     try:
-        data = json.loads(file.read_bytes())
-        version, store_id = data["format"], str(data["id"])
+        data = file.read_bytes()
+        whole = json.loads(data)
+        version, store_id = whole["format"], str(whole["id"])
         if isinstance(version, int) and version > layout.SEALED:
             raise layout.too_new(file, version, layout.SEALED)
-        if data.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
+        if whole.get("check", _check(store_id)) != _check(store_id):  # stores that are older have none
             raise ValueError("its digest does not match")
-        part = data.get("encryption")
+        part = whole.get("encryption")
         if version != (layout.FORMAT if part is None else layout.SEALED):
             raise ValueError("its format is not that of what it says")
         sealed = None if part is None else {str(each): str(key) for each, key in part["keys"].items()}
@@ -66,7 +69,7 @@ def read(store: Path) -> Found:
         ) from err
     except (ValueError, KeyError, TypeError, AttributeError) as err:
         raise layout.damaged(file, "it does not say which store this is") from err
-    return Found(store_id, sealed, data)
+    return Found(store_id, sealed, whole, data)
 
 
 def keys(store: Path, found: Found, key: bytes | None) -> Keys:
@@ -84,7 +87,8 @@ def keys(store: Path, found: Found, key: bytes | None) -> Keys:
 
 def add(store: Path, key: bytes, more: bytes) -> tuple[str, ...]:
     """From now on `more` opens the store as well as `key` does. The ids of all keys that open it."""
-    with _alone(store):
+
+    def once() -> tuple[str, ...]:
         found = read(store)
         data_key = _data_key(store, found, key)
         sealed = dict(found.sealed or {})
@@ -92,10 +96,13 @@ def add(store: Path, key: bytes, more: bytes) -> tuple[str, ...]:
             _write(store, found, sealed | {key_id(more): _wrapped(found.id, data_key, more)})
         return _checked(store, data_key, key, more)
 
+    return _alone(store, once)
+
 
 def keep_only(store: Path, key: bytes) -> tuple[str, ...]:
     """Only `key` opens the store any more. The ids of those that did besides it."""
-    with _alone(store):
+
+    def once() -> tuple[str, ...]:
         found = read(store)
         data_key = _data_key(store, found, key)
         assert found.sealed is not None
@@ -104,6 +111,8 @@ def keep_only(store: Path, key: bytes) -> tuple[str, ...]:
             _write(store, found, {key_id(key): found.sealed[key_id(key)]})
         _checked(store, data_key, key)
         return others
+
+    return _alone(store, once)
 
 
 def _data_key(store: Path, found: Found, key: bytes | None) -> bytes:
@@ -145,7 +154,7 @@ def _check(store_id: str) -> str:
 
 def _write(store: Path, found: Found, sealed: dict[str, str]) -> None:
     whole = found.whole | {"encryption": _section(found.id, sealed)}
-    files.replace(store / "store.json", files.to_json(whole), secrets.token_hex(8), files.to_json(found.whole))
+    files.replace(store / "store.json", files.to_json(whole), secrets.token_hex(8), found.data)
 
 
 def _checked(store: Path, data_key: bytes, *by: bytes) -> tuple[str, ...]:
@@ -156,12 +165,13 @@ def _checked(store: Path, data_key: bytes, *by: bytes) -> tuple[str, ...]:
     return tuple(sorted(found.sealed or ()))
 
 
-@contextlib.contextmanager
-def _alone(store: Path) -> Iterator[None]:
+def _alone(store: Path, change: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
     """Two who exchange keys at once do it one after the other: else a key of one would be lost."""
-    if isinstance(store, Remote):  # there the file is exchanged only for what was read: one of two is told to try again
-        yield
-        return
+    if isinstance(store, Remote):  # there the file is exchanged only for what was read: who is late reads it again
+        for _ in range(publishing.TRIES):
+            with contextlib.suppress(Conflict):
+                return change()
+        raise Conflict(f"the keys of the store {store} are being exchanged by somebody else all the time; try it later")
     read(store)  # or a lock would be left where no store is
     try:
         fd = os.open(store / "key.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -173,6 +183,6 @@ def _alone(store: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         with files.room(store):
-            yield
+            return change()
     finally:
         os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import struct
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -85,6 +86,7 @@ PLACE_PACKED = 1 << 63
 INDEX_HEAD = struct.Struct("<8sIIQ")
 INDEX_HEAD_SIZE = 64
 
+_ID = re.compile(r"[0-9a-f]{16}")
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@=+-]{0,127}")
 
 
@@ -107,6 +109,20 @@ def safe(part: str, what: str) -> str:
             f"and . _ : @ = + - and begin with a letter or digit"
         )
     return part
+
+
+def ids(names: Iterable[str], suffix: str = "") -> dict[int, str]:
+    """The ids of a folder's files, and their names. What is called otherwise is not ours: somebody put it there."""
+    found = {}
+    for name in names:
+        if _ID.fullmatch(stem := name.removesuffix(suffix)):
+            found[int(stem, 16)] = name
+    return found
+
+
+def is_safe(part: str) -> bool:
+    """As `safe` asks it."""
+    return _PART.fullmatch(part) is not None
 
 
 def damaged(path: Path, what: str) -> StoreDamaged:

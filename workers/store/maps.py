@@ -369,7 +369,7 @@ def maps_path(folder: Path, file_id: int) -> Path:
 
 
 def maps_ids(folder: Path) -> list[int]:
-    return [int(name.removesuffix(".maps"), 16) for name in files.names(folder, ".maps")]
+    return sorted(layout.ids(files.names(folder, ".maps"), ".maps"))
 
 
 def mapped(segment: SegmentMap, base: int) -> Extents:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO
 
 from workers.models import RestorePoint
@@ -72,11 +73,12 @@ def needed(points: Points, maps: Maps, runs: Collection[str] = ()) -> Needed:
     commit in the meantime is by runs that prune and compaction wait for, or by such that avoid the files in question.
     """
     found = Needed()
-    for vm in files.names(points.root):
+    for vm in points.folders():
         seen, names = set[int](), set[str]()
         while fresh := set(points.sequences(vm)) - seen:
-            for seq in sorted(fresh):
-                names |= _add(found, points, vm, seq, runs)
+            one = partial(_add, found, points, vm, runs)
+            for mine in files.together(points.root, one, sorted(fresh)):
+                names |= mine
             seen |= fresh
         found.of_vm(names, maps)
     return found
@@ -84,12 +86,12 @@ def needed(points: Points, maps: Maps, runs: Collection[str] = ()) -> Needed:
 
 def each(points: Points) -> Iterator[tuple[str, int]]:
     """VM and number of every point, as they are listed when it is the VM's turn."""
-    for vm in files.names(points.root):
+    for vm in points.folders():
         for seq in points.sequences(vm):
             yield vm, seq
 
 
-def _add(found: Needed, points: Points, vm: str, seq: int, runs: Collection[str]) -> set[str]:
+def _add(found: Needed, points: Points, vm: str, runs: Collection[str], seq: int) -> set[str]:
     """The names of the point's segments."""
     point = points.read(vm, seq)
     if point is None:

@@ -160,7 +160,7 @@ class PackCache:
             pack = self.get(pack_id)
         except (StoreDamaged, OSError):
             return None
-        if pack.path.exists():
+        if files.listed(pack.path):
             return pack
         with self._lock:
             self._packs.pop(pack_id, None)
@@ -172,4 +172,4 @@ def pack_path(folder: Path, pack_id: int) -> Path:
 
 
 def pack_ids(folder: Path) -> list[int]:
-    return [int(name.removesuffix(".pack"), 16) for name in files.names(folder, ".pack")]
+    return sorted(layout.ids(files.names(folder, ".pack"), ".pack"))

@@ -125,11 +125,15 @@ class Pins:
             finally:
                 os.close(fd)
 
-    def sweep(self, vm: str) -> None:
+    def sweep(self) -> None:
         """Removes what retirements left that were killed: of a point that is gone nobody would look for them."""
-        folder = self._points.path(vm, 0).parent
-        for path in folder.glob(f"{INTENT}*") if isinstance(folder, pathlib.Path) else ():
-            _live(path)
+        if isinstance(self._root, Remote):
+            return  # there an intent is a mark on the manifest itself
+        for vm in self._points.vms():
+            folder = self._points.path(vm, 0).parent
+            assert isinstance(folder, pathlib.Path)
+            for path in folder.glob(f"{INTENT}*"):
+                _live(path)
 
     def _being_retired(self, vm: str, point_id: str, seq: int) -> bool:
         target = self._points.path(vm, seq)

@@ -99,11 +99,19 @@ class Remote(ABC):
         """Of what lies in this folder: sorted, without hidden ones. Folders that hold anything count."""
 
     @abstractmethod
+    def folders(self) -> list[str]:
+        """In this folder: sorted, without hidden ones."""
+
+    @abstractmethod
     def sizes(self, suffix: str) -> dict[str, int]: ...
 
     @abstractmethod
+    def listed(self) -> bool:
+        """As `exists`, but it may be answered from what was listed after the last `look_anew` of the folder."""
+
+    @abstractmethod
     def look_anew(self) -> None:
-        """`exists` of what lies in this folder may be answered from what was listed after this."""
+        """Of what lies in this folder."""
 
     @abstractmethod
     def ages(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -21,7 +22,7 @@ from workers.errors import Conflict, NotFound, Refused
 from workers.models import RestorePoint
 from workers.store import crypt, files, publishing
 from workers.store.crypt import PLAIN, Keys
-from workers.store.layout import FORMAT, SEALED, check_version, damaged, safe, too_new
+from workers.store.layout import FORMAT, SEALED, check_version, damaged, is_safe, safe, too_new
 from workers.store.place import Path, Remote
 
 
@@ -32,7 +33,12 @@ class Points:
 
     def vms(self) -> list[str]:
         """VMs with at least one point."""
-        return [vm for vm in files.names(self.root) if self._any(vm)]
+        found = self.folders()
+        return [vm for vm, some in zip(found, files.together(self.root, self._any, found), strict=True) if some]
+
+    def folders(self) -> list[str]:
+        """Of VMs, with or without points that are not retired. What no VM's id can be is not ours."""
+        return [name for name in files.folders(self.root) if is_safe(name)]
 
     def _any(self, vm: str) -> bool:
         """The newest first: as a rule that is enough."""
@@ -42,14 +48,13 @@ class Points:
         """All that was ever claimed and not yet forgotten, retired or not."""
         folder = self.root / safe(vm, "a VM's id")
         try:
-            return sorted(int(name.removesuffix(".json")) for name in files.names(folder, ".json"))
+            names = files.names(folder, ".json")
         except FileNotFoundError:
             return []
-        except ValueError as err:
-            raise damaged(folder, f"it holds a file that is no restore point: {err}") from err
-
-    def live(self, vm: str) -> list[int]:
-        return [seq for seq in self.sequences(vm) if not self.retired(vm, seq)]
+        for name in names:
+            if not _NAME.fullmatch(name):  # a restore point that was renamed would be lost without a word
+                raise damaged(folder / name, "no restore point is called so. If it is not Understudy's, move it away")
+        return sorted(int(name.removesuffix(".json")) for name in names)
 
     def path(self, vm: str, seq: int) -> Path:
         return self.root / safe(vm, "a VM's id") / f"{seq:08d}.json"
@@ -96,7 +101,7 @@ class Points:
     def all(self, vm: str) -> list[RestorePoint]:
         """Names of segments that several points have are held once: a GiB costs 8 bytes a point, not 120."""
         held: dict[str, str] = {}
-        found = (self.read(vm, seq) for seq in self.sequences(vm))
+        found = files.together(self.root, lambda seq: self.read(vm, seq), self.sequences(vm))
         return [_sharing(point, held) for point in found if point is not None]
 
     def newest(self, vm: str) -> RestorePoint | None:
@@ -198,7 +203,7 @@ class Points:
         return True
 
     def check_not_newest(self, vm: str, seq: int) -> None:
-        if not any(later > seq for later in self.live(vm)):
+        if all(self.retired(vm, later) for later in reversed(self.sequences(vm)) if later > seq):
             raise Refused(
                 f"restore point {seq:08d} of VM {vm} is its newest: the next backup and every replica need it. "
                 f"It can be retired once there is a newer one"
@@ -209,6 +214,7 @@ class Points:
         files.remove(self.path(vm, seq))
 
 
+_NAME = re.compile(r"\d{8,}\.json")
 _RETIRED = b'{"format":1,"retired":'
 _LAST = b"\n}\n"
 #: what a sealed manifest's key is for

@@ -119,6 +119,8 @@ class _Held:
     def __init__(self, path: Remote) -> None:
         self._path = path
         self._mine = self._fresh()
+        #: what was written since without an answer: it may have arrived
+        self._tried: list[bytes] = []
 
     @staticmethod
     def _fresh() -> bytes:
@@ -140,10 +142,18 @@ class _Held:
         return True
 
     def renew(self) -> None:
-        fresh = self._fresh()
-        self._path.swap(self._mine, fresh)
-        self._mine = fresh
+        self._exchange(self._fresh())
 
     def release(self) -> None:
         """Not removed: between a look and a removal it may become somebody else's."""
-        self._path.swap(self._mine, _FREE)
+        self._exchange(_FREE)
+
+    def _exchange(self, fresh: bytes) -> None:
+        """Raises `Conflict` when it is somebody else's by now."""
+        known, self._tried = [self._mine, *self._tried], [*self._tried, fresh]
+        for was in known:
+            with contextlib.suppress(Conflict):
+                self._path.swap(was, fresh)
+                self._mine, self._tried = fresh, []
+                return
+        raise Conflict(f"{self._path} was taken by somebody else meanwhile")

@@ -84,7 +84,7 @@ class Pruner:
             if not mine:
                 return PruneReport(busy=True)
             self._writers.sweep()
-            for folder in (self._tombs, self._index, self._packs.folder):
+            for folder in (self._tombs, self._index, self._packs.folder, self._maps.folder):
                 files.sweep(folder)
             self._mark()
             report = self._delete(own)

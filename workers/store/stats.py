@@ -102,8 +102,7 @@ def figures(root: Path, points: Points, maps: Maps, packs: PackCache, *, below: 
             compactable += whole - live if live < below * whole else 0
             fill[min(9, 10 * live // max(whole, 1))] += 1
     own = _attributed(maps, packs, by_name, refs.packs) if by_vm else {}
-    pack_sizes = {int(name.removesuffix(".pack"), 16): n for name, n in files.sizes(packs.folder, ".pack").items()}
-    map_sizes = {int(name.removesuffix(".maps"), 16): n for name, n in files.sizes(maps.folder, ".maps").items()}
+    pack_sizes, map_sizes = files.id_sizes(packs.folder, ".pack"), files.id_sizes(maps.folder, ".maps")
     return Figures(
         path=str(root),
         points=sum(counts.values()),

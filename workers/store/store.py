@@ -235,8 +235,7 @@ class Store:
     def prune(self) -> PruneReport:
         """Deletes what nothing needs, safe beside writers; what must wait for a run is done by a later prune."""
         with files.room(self.path):
-            for vm in self.vms():
-                self._pins.sweep(vm)
+            self._pins.sweep()
             return self._pruner.run(self._own())
 
     def compact(
@@ -266,12 +265,13 @@ class Store:
 
     def pack_sizes(self) -> dict[int, int]:
         """Bytes of each pack that there is."""
-        folder = self._packs.folder
-        return {int(name.removesuffix(".pack"), 16): size for name, size in files.sizes(folder, ".pack").items()}
+        return files.id_sizes(self._packs.folder, ".pack")
 
     def manifest_sizes(self) -> dict[str, int]:
         """Bytes of the manifests of each VM."""
-        return {vm: sum(files.sizes(self._points.root / vm, ".json").values()) for vm in self._points.vms()}
+        root, vms = self._points.root, self._points.vms()
+        found = files.together(root, lambda vm: sum(files.sizes(root / vm, ".json").values()), vms)
+        return dict(zip(vms, found, strict=True))
 
     def suspect(self, point: RestorePoint, disk: str) -> bool:
         """Whether a verification found a pack damaged to which this disk of the point refers."""

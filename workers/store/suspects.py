@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
-from workers.store import files
+from workers.store import files, layout
 from workers.store.layout import FORMAT
 from workers.store.place import Path
 
@@ -18,7 +18,7 @@ class Suspects:
 
     def all(self) -> set[int]:
         try:
-            return {int(name, 16) for name in files.names(self._root)}
+            return set(layout.ids(files.names(self._root)))
         except FileNotFoundError:  # of a store that was made before there were marks
             return set()
 

@@ -17,15 +17,18 @@ from workers.store import files, index, usage
 from workers.store.layout import damaged
 from workers.store.maps import Maps, MapsFile, maps_path, pack_numbers
 from workers.store.needed import segments
-from workers.store.packs import PackCache, pack_ids, pack_path
+from workers.store.packs import Pack, PackCache, pack_ids, pack_path
 from workers.store.place import Path
 from workers.store.points import Points
-from workers.store.read import decode
+from workers.store.read import READ, decode
 from workers.store.suspects import Suspects
 
 _PROBLEMS = (StoreDamaged, StoreTooNew, OSError)
 #: restore points of a VM that a sentence names
 MOST_NAMED = 5
+
+
+def _for_nothing(count: int) -> None: ...
 
 
 class Verifier:
@@ -38,7 +41,7 @@ class Verifier:
     def whole(self, *, deep: bool, vm: str | None) -> list[str]:
         problems: dict[str, None] = {}
         slots: dict[int, int] = {}
-        for each in files.names(self._points.root) if vm is None else [vm]:
+        for each in self._points.folders() if vm is None else [vm]:
             problems.update(dict.fromkeys(self.of_vm(each, slots)))
         for pack_id in sorted(slots):
             problems.update(dict.fromkeys(self.of_pack(pack_id, (slots[pack_id],), deep=deep)))
@@ -58,7 +61,12 @@ class Verifier:
         all of them would be 25 GB for 100 TiB, and a pack that ends too early lacks the last."""
         seen: set[str] = set()
         holding: set[int] = set()
-        for seq in self._points.sequences(vm):
+        try:
+            sequences = self._points.sequences(vm)
+        except _PROBLEMS as err:
+            yield str(err)
+            return
+        for seq in sequences:
             try:
                 point = self._points.read(vm, seq)
             except _PROBLEMS as err:
@@ -84,8 +92,11 @@ class Verifier:
             except _PROBLEMS as err:
                 yield f"{err}. Its maps can be read all the same: no restore point is lost by that"
 
-    def of_pack(self, pack_id: int, used: Iterable[int], *, deep: bool = True) -> list[str]:
-        """A pack and its blobs. `used`: those that are known to be needed, where nothing else is looked at.
+    def of_pack(
+        self, pack_id: int, used: Iterable[int], *, deep: bool = True, carried: Callable[[int], None] = _for_nothing
+    ) -> list[str]:
+        """A pack and its blobs. `used`: those that are known to be needed, where nothing else is looked at. `carried`
+        is told of bytes before they are fetched.
 
         A pack that is damaged is marked: no later backup refers to it.
         """
@@ -97,13 +108,12 @@ class Verifier:
                 return []
             wrong[None] = str(err)
         else:
-            for slot in sorted({*used, *(range(len(pack)) if deep else ())}):
+            for slot in sorted(used):
+                if slot >= len(pack):
+                    wrong[slot] = str(damaged(pack.path, f"a map refers to its blob {slot}, it holds {len(pack)}"))
+            for slot, stored in _stored(pack, carried) if deep else ():
                 try:
-                    if slot >= len(pack):
-                        raise damaged(pack.path, f"a map refers to its blob {slot}, it holds {len(pack)}")
-                    if deep:
-                        stored = files.read_all(pack.fd, int(pack.stored[slot]), int(pack.offsets[slot]))
-                        decode(pack, slot, memoryview(stored))
+                    decode(pack, slot, stored())
                 except _PROBLEMS as err:
                     wrong[slot] = str(err)
         if wrong:
@@ -137,10 +147,16 @@ class Verifier:
 
         return self._whose(needs)
 
+    def _sequences(self, vm: str) -> list[int]:
+        try:
+            return self._points.sequences(vm)
+        except _PROBLEMS:
+            return []  # that is named for itself
+
     def _whose(self, needs: Callable[[RestorePoint], bool]) -> str:
         hit: dict[str, list[str]] = {}
-        for vm in files.names(self._points.root):
-            for seq in self._points.sequences(vm):
+        for vm in self._points.folders():
+            for seq in self._sequences(vm):
                 try:
                     point = self._points.read(vm, seq)
                 except _PROBLEMS:
@@ -156,6 +172,37 @@ class Verifier:
             "reads all of it and stores anew what is lost here; what the older points had there stays lost, unless the "
             "file is put back"
         )
+
+
+def _stored(pack: Pack, carried: Callable[[int], None]) -> Iterator[tuple[int, Callable[[], memoryview]]]:
+    """All blobs as they lie there, by reads of some megabytes: in a bucket each is a request. What a device cannot give
+    as one piece is read blob by blob, so that the one it cannot read has a name."""
+    ends = (pack.offsets + pack.stored).tolist()
+    starts, slot = pack.offsets.tolist(), 0
+    while slot < len(pack):
+        first, last = slot, slot
+        while last + 1 < len(pack) and starts[last + 1] >= ends[last] and ends[last + 1] - starts[first] <= READ:
+            last += 1
+        carried(ends[last] - starts[first])
+        try:
+            data: memoryview | None = memoryview(files.read_all(pack.fd, ends[last] - starts[first], starts[first]))
+        except OSError:
+            data = None
+        for slot in range(first, last + 1):
+            at, length = starts[slot], ends[slot] - starts[slot]
+            if data is not None:
+                yield slot, partial(_part, data, at - starts[first], length)
+            else:
+                yield slot, partial(_alone, pack, at, length)
+        slot = last + 1
+
+
+def _part(data: memoryview, start: int, length: int) -> memoryview:
+    return data[start : start + length]
+
+
+def _alone(pack: Pack, start: int, length: int) -> memoryview:
+    return memoryview(files.read_all(pack.fd, length, start))
 
 
 def _names(segment: str, point: RestorePoint) -> bool:

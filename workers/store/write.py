@@ -353,7 +353,7 @@ class StoreWriter:
         for name in sorted(new):
             try:
                 asked = set(self._maps.packs(name)) - there  # by name: a list of 135,000 packs takes half a second
-                gone = {pack for pack in asked if not pack_path(self._packs.folder, pack).exists()}
+                gone = {pack for pack in asked if not files.listed(pack_path(self._packs.folder, pack))}
                 there |= asked
             except StoreDamaged as err:
                 raise Conflict(

@@ -58,7 +58,7 @@ class Writers:
             files.remove(note)
 
     def live(self) -> list[str]:
-        return files.names(self._root)
+        return files.folders(self._root)
 
     def waited_for(self) -> set[str]:
         """Those that may refer to what no point does: all but a compaction, which takes what it writes from points."""
@@ -84,7 +84,7 @@ class Writers:
     def sweep(self) -> None:
         """Removes what `end` left when it was killed."""
         if isinstance(self._root, Remote):
-            return
+            return self._root.sweep()
         with os.scandir(self._root) as entries:
             left = [entry.path for entry in entries if entry.name.startswith(".ended-")]
         for path in left:
