@@ -214,6 +214,18 @@ class DiskReader:
             yield number, content
 
 
+class Padded:
+    """A disk as a Reader to the end of its last granule, which the map holds padded with zeroes."""
+
+    def __init__(self, reader: DiskReader) -> None:
+        self._reader = reader
+        self.size = reader.size = -(-reader.size // GRANULE) * GRANULE
+        self.allocated = reader.allocated
+        self.read = reader.read
+        self.undecided = reader.undecided
+        self.close = reader.close
+
+
 def opened(pack: Pack, slot: int, stored: memoryview) -> memoryview:
     """A blob without its seal, where the store is encrypted."""
     try:
