@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import kombu.pools
 import structlog
 
 from tasks import app as celery_app
@@ -41,3 +43,18 @@ def _forget() -> None:
         here.catalogue.close()
     celery_app._here.clear()
     current.forget()
+    _forget_celerys()
+
+
+def _forget_celerys() -> None:
+    """Celery reads its configuration once: the Redis of an earlier test, which is gone, would be asked for ever."""
+    app = celery_app.app
+    if not app.configured:
+        return
+    kombu.pools.reset()
+    app._conf, app.configured = None, False
+    app._pool = app._backend_cache = None
+    app._local = threading.local()
+    for made in ("amqp", "control", "events"):
+        app.__dict__.pop(made, None)
+    app.add_defaults(lambda: celery_app.configuration(celery_app.configured()))

@@ -1,4 +1,4 @@
-"""What a pool process does around its tasks."""
+"""What a pool process does around its tasks, and which Redis is asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,21 @@ from pathlib import Path
 import pytest
 from celery.signals import task_postrun
 
-from tasks import app
+from tasks import app, diagnose
+from tests.command import forgetting
+from tests.services import Redis
 from workers.store import Store
+
+CONFIG = """
+redis = "{}"
+catalogue = "sqlite:///catalogue.db"
+[sites.a]
+vcenter = "127.0.0.1:1"
+user = "u"
+password_env = "X"
+[stores.main]
+path = "store"
+"""
 
 
 def test_a_pool_process_reads_no_store_between_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +33,16 @@ def test_a_pool_process_reads_no_store_between_its_tasks(tmp_path: Path, monkeyp
     monkeypatch.setattr(app, "_in_pool", True)
     task_postrun.send(sender=None)
     assert list((store.path / "readers").iterdir()) == []
+
+
+def test_each_configuration_has_its_own_redis_also_within_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests that share a process asked the first one's, which was gone: now and then `check` failed."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with Redis() as redis, forgetting():
+            Path("understudy.toml").write_text(CONFIG.format(redis.url))
+            assert f":{redis.port}/0, version" in diagnose._redis()
+            assert app.app.control.inspect(timeout=0.01).active_queues() is None
+            assert app.app.backend.app.conf.broker_url == redis.url

@@ -50,7 +50,7 @@ class ReplicaTarget(NewReplica):
         if self.state.witness != self._witness(cursor):
             replica.set_witness(self.session, self.state.identity.moref, self._witness(cursor))
         known = self.here.catalogue.sync_point(self.pair.id)
-        if known is None or known.point != cursor.base:
+        if known is None or (known.point, known.fence) != (cursor.base, cursor.fence):
             self.here.catalogue.adopt_sync_point(self._sync_point(cursor))
         self._over()
         self._unpin_others(cursor.base)

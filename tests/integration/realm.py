@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -116,11 +117,12 @@ class Realm:
         return started
 
     def beat(self) -> services.Program:
-        return self.program("beat")
+        return self._started(forks.Understudy(self.argv("beat"), self._log("beat"), env=self.env(), cwd=self.cwd))
 
     def program(self, *arguments: str) -> services.Program:
-        log = self._log(arguments[0])
-        return self._started(forks.Understudy(self.argv(*arguments), log, env=self.env(), cwd=self.cwd))
+        """Any other, as a user starts it."""
+        command = [sys.executable, "-P", "-m", "tasks.cli", *self.argv(*arguments)]
+        return self._started(services.Program(command, self._log(arguments[0]), env=self.env(), cwd=self.cwd))
 
     def stop(self, *programs: services.Program) -> None:
         for program in programs:

@@ -83,6 +83,21 @@ def test_what_a_dead_run_committed_is_told_by_every_record(world: World, step: s
     invariants.check(world, name)
 
 
+def test_what_a_dead_run_committed_a_second_time_is_told_by_every_record(world: World) -> None:
+    """The replica was deleted and built again at the same restore point: which run it is of is news."""
+    world.make_vm("a4-again", 4 * MIB)
+    point = world.backup("a4-again").point
+    world.sync("a4-again")
+    delete_replica(world, "a4-again")
+    dead = world.request_sync("a4-again")
+    world.killed_at(dead, "catalogue.before")
+    world.give_up(dead.id)
+    report = world.sync("a4-again")
+    assert world.catalogue.run(report.run).state is RunState.NOTHING_NEW
+    invariants.check(world, "a4-again")
+    world.assert_replica_is("a4-again", point)
+
+
 def test_a_backup_that_failed_without_a_snapshot_does_not_keep_prune_waiting(world: World) -> None:
     """It had registered as a writer, lost its snapshot, and could not take another."""
     world.make_vm("a5", 4 * MIB)

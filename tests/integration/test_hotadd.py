@@ -16,7 +16,7 @@ from pyVmomi import vim
 
 from tests.disks.standin import alone
 from tests.integration.world import MIB, World, flat
-from workers import carried, replicate
+from workers import carried, faults, replicate
 from workers.disks import hotadd as disks
 from workers.errors import ConfigError
 from workers.models import Disk, RunState
@@ -98,14 +98,51 @@ def test_a_sync_writes_the_replicas_disk_as_a_device(world: World, monkeypatch: 
     assert len(world.state("worker-dr", "dr").config.disks) == 1
 
 
-def worker_at_dr(world: World) -> str:
+def test_hole_11_one_workers_vm_writes_a_disk_and_the_host_keeps_the_others_out(world: World) -> None:
+    """Locks of files and devices end at their machine; the attachment does not."""
+    world.make_vm("hot-05", 8 * MIB)
+    world.scribble("hot-05", 1)
+    first = world.backup("hot-05").point
+    world.sync("hot-05")
+    assert first is not None
+    (disk,) = world.state(world.pair("hot-05").replica_name, "dr").config.disks
+    file = disk.parent or disk.file
+    plug(world, disk, flat(world.dr, file))
+    session = world.target
+    elsewhere = hotadd.OwnVm(session, hotadd.own_vm(session, worker_at_dr(world, "worker-far")), file)
+    by_hotadd(world, "dr", worker_at_dr(world, "worker-near"))
+    world.scribble("hot-05", 2)
+    point = world.backup("hot-05").point
+    run = world.request_sync("hot-05")
+    elsewhere_has_it = False
+
+    def stopped_within_a_write(label: str) -> None:
+        """A worker on another machine has the disk from when the replica's seal is gone."""
+        nonlocal elsewhere_has_it
+        if label == "slice.locking" and not elsewhere_has_it:
+            elsewhere.attach(write=True)
+            elsewhere_has_it = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faults, "at", stopped_within_a_write)
+        report = replicate.run(world.here, run.id)
+    assert elsewhere_has_it and report.outcome == "waiting"
+    assert "in use by a host or another worker's VM" in str(world.catalogue.run(run.id).error)
+    assert point is not None and flat(world.dr, file).read_bytes() == next(iter(world.held[first].values()))
+    elsewhere.detach()
+    world.expire_lease(run)
+    assert replicate.run(world.here, run.id).outcome == "succeeded"
+    world.assert_replica_is("hot-05", point)
+
+
+def worker_at_dr(world: World, name: str = "worker-dr") -> str:
     s = world.target
     pools = s.read_all({vim.Datacenter: ("vmFolder",), vim.ResourcePool: ("name",)})
     folder = next(each.values["vmFolder"] for each in pools if isinstance(each.ref, vim.Datacenter))
     pool = next(each.ref for each in pools if isinstance(each.ref, vim.ResourcePool))
     scsi = vim.vm.device.ParaVirtualSCSIController(key=-1, busNumber=0, sharedBus="noSharing")
     spec = vim.vm.ConfigSpec(
-        name="worker-dr",
+        name=name,
         guestId="debian10_64Guest",
         files=vim.vm.FileInfo(vmPathName="[ds1]"),
         deviceChange=[
@@ -113,8 +150,8 @@ def worker_at_dr(world: World) -> str:
             World._new_disk(-1, 0, MIB, -10),
         ],
     )
-    s.wait(folder.CreateVM_Task(spec, pool))
-    return world.state("worker-dr", "dr").identity.bios_uuid
+    s.wait(s.wait(folder.CreateVM_Task(spec, pool)).PowerOnVM_Task())
+    return world.state(name, "dr").identity.bios_uuid
 
 
 def test_what_a_dead_process_left_attached_is_taken_off(world: World) -> None:
