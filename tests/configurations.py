@@ -89,13 +89,25 @@ FULL: dict[str, Any] = {
     "tuning": {"threads": 2, "slice_time": "4m", "sample": 0.5},
 }  # fmt: skip
 
+#: a small one: a store at a site that nobody asks. What a test adds goes on with the store's own keys
+ONE_STORE = """
+redis = "redis://127.0.0.1:1/0"
+catalogue = "sqlite:///catalogue.db"
+[sites.a]
+vcenter = "127.0.0.1:1"
+user = "u"
+password_env = "UNDERSTUDY_TEST_PASSWORD"
+[stores.main]
+path = "store"
+"""
+
 
 def alone_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder, with nothing configured but the secrets that FULL names."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("UNDERSTUDY_CONFIG", "")
     monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.tempdir", None)  # Python keeps its first answer
     for variable in ("P", "F"):
         monkeypatch.setenv(variable, "hunter2")
 

@@ -9,6 +9,7 @@ processes are started as a user starts them.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -56,7 +57,14 @@ class Fork:
         self._process: BaseProcess = _context().Process(target=_be, args=given, daemon=True)
         self._process.start()
         self.pid: int = self._process.pid or 0
-        wait_for(lambda: self.poll() is not None or os.getpgid(self.pid) == self.pid, "a group of its own", every=0.001)
+        wait_for(self._apart, "a group of its own", every=0.001)
+
+    def _apart(self) -> bool:
+        """Whether it has come so far, or ended meanwhile."""
+        try:
+            return os.getpgid(self.pid) == self.pid
+        except ProcessLookupError:
+            return True
 
     @property
     def returncode(self) -> int | None:
@@ -96,11 +104,14 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """`understudy` with these arguments, to its end; `folder` takes its output for the time being."""
     out, err = (folder / f"said-{os.urandom(4).hex()}.{end}" for end in ("out", "err"))
+    for file in (out, err):
+        file.touch()  # it may end before it has anything to say
     fork = Fork(arguments, out=out, err=err, env=env, cwd=cwd)
     try:
         code = fork.wait(timeout)
     finally:
-        fork.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(fork.pid, signal.SIGKILL)  # with what it has started
     done = subprocess.CompletedProcess(fork.args, code, out.read_text(), err.read_text())
     out.unlink()
     err.unlink()
@@ -128,9 +139,11 @@ def _be(arguments: list[str], out: str, err: str, env: dict[str, str], cwd: str)
     from workers import settings
 
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python has it
+    # The server has its own; these are those of a new interpreter.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(env)

@@ -54,7 +54,11 @@ class Redis:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def start(self) -> None:
         """Start, or start again with the data of before."""
@@ -74,15 +78,19 @@ class Redis:
         assert self.process is not None
         if self.process.poll() is not None:
             raise AssertionError(f"redis-server ended: {(self.folder / 'log').read_text()[-2000:]}")
-        return self.ping()
+        # Another test may have got the free port first: then its server answers, until ours has ended.
+        return self.ping() and f"process_id:{self.process.pid}\r\n".encode() in self._ask(b"INFO server")
 
     def ping(self) -> bool:
+        return self._ask(b"PING").startswith(b"+PONG")
+
+    def _ask(self, command: bytes) -> bytes:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=2) as line:
-                line.sendall(b"PING\r\n")
-                return line.recv(16).startswith(b"+PONG")
+                line.sendall(command + b"\r\n")
+                return line.recv(4096)
         except OSError:
-            return False
+            return b""
 
     def kill(self) -> None:
         """As kill -9 does. `start` brings it back."""
@@ -91,12 +99,12 @@ class Redis:
         self.process.wait()
 
     def stop(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Redis:
@@ -124,11 +132,15 @@ class Postgres:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
         self.data = self.folder / "data"
         self._count = 0
-        self._run(
-            *("initdb", "--pgdata", str(self.data), "--auth", "trust", "--username", "understudy"),
-            *("--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync", "--no-instructions"),
-        )
-        self.start()
+        try:
+            self._run(
+                *("initdb", "--pgdata", str(self.data), "--auth", "trust", "--username", "understudy"),
+                *("--encoding", "UTF8", "--locale", "C.UTF-8", "--no-sync", "--no-instructions"),
+            )
+            self.start()
+        except BaseException:
+            self.remove()
+            raise
 
     def start(self) -> None:
         # fsync off: a test kills processes, never the machine.

@@ -9,19 +9,9 @@ from celery.signals import task_postrun
 
 from tasks import app, diagnose
 from tests.command import forgetting
+from tests.configurations import ONE_STORE
 from tests.services import Redis
 from workers.store import Store
-
-CONFIG = """
-redis = "{}"
-catalogue = "sqlite:///catalogue.db"
-[sites.a]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "X"
-[stores.main]
-path = "store"
-"""
 
 
 def test_a_pool_process_reads_no_store_between_its_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +20,7 @@ def test_a_pool_process_reads_no_store_between_its_tasks(tmp_path: Path, monkeyp
     assert store.points("vm") == []
     task_postrun.send(sender=None)
     assert len(list((store.path / "readers").iterdir())) == 1, "a program that is no pool process is left alone"
-    monkeypatch.setattr(app, "_in_pool", True)
+    monkeypatch.setattr(app, "_in_pool", True)  # what the pool's own signal does
     task_postrun.send(sender=None)
     assert list((store.path / "readers").iterdir()) == []
 
@@ -42,7 +32,7 @@ def test_each_configuration_has_its_own_redis_also_within_one_process(
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         with Redis() as redis, forgetting():
-            Path("understudy.toml").write_text(CONFIG.format(redis.url))
+            Path("understudy.toml").write_text(ONE_STORE.replace("redis://127.0.0.1:1/0", redis.url))
             assert f":{redis.port}/0, version" in diagnose._redis()
             assert app.app.control.inspect(timeout=0.01).active_queues() is None
-            assert app.app.backend.app.conf.broker_url == redis.url
+            assert app.app.conf.broker_url == redis.url

@@ -148,7 +148,7 @@ def test_a_catalogue_that_is_away_leaves_the_rate_as_it_was(tmp_path: Path, monk
     def away(*_: object) -> int:
         raise CatalogueUnreachable("away")
 
-    monkeypatch.setattr(catalogue, "share", away)
+    monkeypatch.setattr(catalogue, "share", away)  # as it is said when its database is away
     clock.at += LOOK
     began = clock.at
     one.wait(1_000_000, lambda: False)

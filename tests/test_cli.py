@@ -48,7 +48,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNDERSTUDY_CONFIG", "")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile.tempdir", None)  # Python keeps its first answer
     with forgetting():
         yield
 
@@ -285,7 +285,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_a_file(
     def broken() -> None:
         raise KeyError("nobody thought of this")
 
-    monkeypatch.setattr(celery_app, "here", broken)
+    monkeypatch.setattr(celery_app, "here", broken)  # nothing is known that a user could do to get there
     assert run("runs") == 1
     said = capsys.readouterr().err
     assert "unexpected KeyError" in said and "Traceback" not in said

@@ -96,7 +96,7 @@ def test_a_mended_one_is_taken(mended: str, file: Path) -> None:
 def test_an_absent_one_is_refused_until_it_is_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = current(file)
     clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])  # seconds that nobody need wait
     file.rename(file.with_suffix(".away"))
     assert mine.look() is None, "a moment without a file may be how it is written"
     clock[0] = QUIET
@@ -110,7 +110,7 @@ def test_a_file_that_is_being_written_is_not_judged(file: Path, monkeypatch: pyt
     """Neither taken, for the first half of a file may be a right one in which groups are missing, nor refused."""
     mine = current(file)
     clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])  # seconds that nobody need wait
     for text in (TUNED[:-12], WRONG, TUNED):
         written(file, text, age=0)
         clock[0] += QUIET * 0.9
@@ -122,7 +122,7 @@ def test_a_file_that_is_being_written_is_not_judged(file: Path, monkeypatch: pyt
 def test_a_file_from_the_future_is_judged_by_our_own_clock(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = current(file)
     clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])  # seconds that nobody need wait
     written(file, TUNED, age=-100_000)
     assert mine.look() is None
     clock[0] = QUIET
@@ -141,14 +141,14 @@ def test_what_changes_while_it_is_read_is_looked_at_again(file: Path, monkeypatc
         finally:
             written(file, TUNED)
 
-    monkeypatch.setattr("workers.settings.current.load_with_origins", reading)
+    monkeypatch.setattr("workers.settings.current.load_with_origins", reading)  # that very moment
     assert mine.look() is None and mine.refused is None
     assert isinstance(mine.look(), Taken) and mine.settings.tuning.threads == 7
 
 
 def test_a_file_that_leaves_or_joins_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])  # seconds that nobody need wait
     folder = tmp_path / "d"
     folder.mkdir()
     written(folder / "a.toml", BASE)

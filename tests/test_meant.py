@@ -112,7 +112,7 @@ def test_a_tick_resolves_no_whole_policy_for_a_pair_that_is_as_it_should_be(
 ) -> None:
     """It did so four times per VM, only for the replica's name: 22 s of a tick over 5,000 VMs, which take 2 now."""
     dispatch.dispatch(here, here.catalogue.now())
-    monkeypatch.setattr(policy, "resolved", None)
+    monkeypatch.setattr(policy, "resolved", None)  # who calls it fails
     assert dispatch.dispatch(here, here.catalogue.now()) == []
 
 

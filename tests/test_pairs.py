@@ -343,7 +343,7 @@ def test_the_commands(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
         "status", "--state", "paused"
     )
     assert "disabled since" in said("backup", "file-1", code=1)
-    assert said("status", "--problems", "--fail-on", "problems") == "0 shown: none; no with a problem\n"
+    assert said("status", "--problems", "--fail-on", "problems") == "0 shown: none; none with a problem\n"
     assert "enabled; it was disabled by" in said("enable", "file-1")
     assert "resumed; it was paused by" in said("resume", "--group", "web")
     assert "nothing waits for approval" in said("approve", "web-1", code=1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.command import forgetting, run
+from tests.configurations import ONE_STORE
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, noise
 from tests.store.living import MIB, History, assert_as_before, scribble
 from workers import settings
@@ -17,22 +18,13 @@ from workers.catalogue import Catalogue
 from workers.models import RestorePoint, VmIdentity, VmSummary
 from workers.store import Store
 
-CONFIG = """
-redis = "redis://127.0.0.1:1/0"
-catalogue = "sqlite:///catalogue.db"
-[sites.a]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "UNDERSTUDY_TEST_PASSWORD"
-[stores.main]
-path = "store"
-compact_below = 0.9
+CONFIG = f"""{ONE_STORE}compact_below = 0.9
 compact_rate = "500MB"
 [groups.web]
 source = "a"
 vms = ["web"]
 store = "main"
-keep = { last = 3 }
+keep = {{ last = 3 }}
 """
 
 
@@ -201,7 +193,7 @@ def test_the_tick_retires_frees_and_compacts(store: Store, monkeypatch: pytest.M
     from workers import prune
 
     history = backed_up(store, 8)
-    monkeypatch.setattr(prune, "WORTH", 0)
+    monkeypatch.setattr(prune, "WORTH", 0)  # a test's store is too small to be worth it
     said = maintenance.prune_store("main")
     assert said["retired"] == {"web": [point.id for point, _ in history[:5]]} and said["troubles"] == []
     for point, truth in history[5:]:

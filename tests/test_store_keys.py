@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.command import forgetting, run
+from tests.configurations import ONE_STORE
 from tests.store.disks import VM, MemoryDisk, assert_content, backup, noise
 from workers import settings, store_keys
-from workers.errors import ConfigError, WrongKey
+from workers.errors import ConfigError, NoSpace, WrongKey
 from workers.settings import StoreSettings
 from workers.store import Store, keyring
 
-CONFIG = """
-redis = "redis://127.0.0.1:1/0"
-catalogue = "sqlite:///catalogue.db"
-[sites.a]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "UNDERSTUDY_TEST_PASSWORD"
-[stores.main]
-path = "store"
-key_file = "key"
+CONFIG = f"""{ONE_STORE}key_file = "key"
 [stores.open]
 path = "open"
 [groups.web]
@@ -60,6 +53,18 @@ def test_a_new_key_is_its_owners_alone_and_overwrites_nothing(
     assert "is not overwritten" in capsys.readouterr().err and Path("key").read_text() == text
     assert run("store", "key", "new", "nowhere/key") == 1
     assert "nowhere/key cannot be made: No such file" in capsys.readouterr().err
+
+
+def test_a_key_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    """Half a key would be taken for the only copy of a whole one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))
+    try:
+        with pytest.raises(NoSpace, match="nothing is left there"):
+            store_keys.new(tmp_path / "key")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "key").exists()
 
 
 @pytest.mark.parametrize("form", [bytes.hex, lambda key: base64.b64encode(key).decode(), lambda key: key.hex().upper()])

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from workers.run import Here
 
 
+def over(here: Here, run: str) -> bool:
+    """Whether the run is known to have ended. One that this catalogue does not know may be another realm's."""
+    try:
+        return not here.catalogue.run(run).live
+    except NotFound:
+        return False
+
+
 class Claims:
     """Nobody writes a slice that it has not claimed, not even the worker that has the run."""
 
@@ -40,11 +48,7 @@ class Claims:
         return self._memory.get(key)
 
     def over(self, run: str) -> bool:
-        """Whether the run is known to have ended. One that this catalogue does not know may be another realm's."""
-        try:
-            return not self.here.catalogue.run(run).live
-        except NotFound:
-            return False
+        return over(self.here, run)
 
     @property
     def one_writer(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from workers.carried import detach_left_behind
+from workers.claims import over
 from workers.disks import nbdkit
-from workers.errors import NotFound, Refused
+from workers.errors import Refused
 from workers.models import Run, RunKind
 from workers.restore_held import holder
 from workers.restore_order import Order
@@ -17,7 +18,7 @@ from workers.vsphere.session import connect
 
 def clean_up(here: Here, run_id: str) -> None:
     """Repeatable; then the catalogue knows that nothing is left. Raises `Refused` of a run that has not ended."""
-    nbdkit.end_left_behind(lambda run: _over(here, run))
+    nbdkit.end_left_behind(lambda run: over(here, run))
     ended = here.catalogue.run(run_id)
     if ended.live:
         raise Refused(f"the {ended.kind} {run_id} of {ended.vm} is {ended.state}: what it has made is in use")
@@ -30,13 +31,6 @@ def clean_up(here: Here, run_id: str) -> None:
     else:
         _remove_snapshot(here, ended)
     here.catalogue.cleaned(run_id)
-
-
-def _over(here: Here, run_id: str) -> bool:
-    try:
-        return not here.catalogue.run(run_id).live
-    except NotFound:
-        return False  # perhaps another realm's
 
 
 def _remove_snapshot(here: Here, ended: Run) -> None:

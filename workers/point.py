@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from workers.extents import Extents
@@ -70,3 +71,14 @@ class RangeLock(Protocol):
 
     def lock(self, offset: int, length: int, *, wait: float) -> AbstractContextManager[None]:
         """Raises `DiskBusy` with the holder, as far as it can be known, after `wait` seconds."""
+
+
+class Dated(Protocol):
+    """A restore point by what it is chosen by: its manifest, or what the catalogue knows of it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def data_time(self) -> datetime: ...

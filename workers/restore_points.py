@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from workers import prune, retention
 from workers.catalogue import PointSummary
 from workers.errors import BadInput, NotFound, UnderstudyError
 from workers.models import Model, PointDisk, RestorePoint
+from workers.point import Dated
 from workers.run import Here
 from workers.store import Store
 
@@ -69,16 +70,7 @@ def kept(here: Here, name: str) -> list[Kept]:
 #: how a time may be written where a restore point is asked for; UTC where no offset is given
 _TIMES = "2026-11-20, '2026-11-20 08:00' or 2026-11-20T08:00:00+01:00"
 
-P = TypeVar("P", bound="Dated")
-
-
-class Dated(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def data_time(self) -> datetime: ...
+P = TypeVar("P", bound=Dated)
 
 
 def choose(points: Sequence[P], wanted: str, *, whose: str) -> P:

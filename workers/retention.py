@@ -8,24 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from zoneinfo import ZoneInfo
 
+from workers.point import Dated
 from workers.settings import Keep
 
-
-class Kept(Protocol):
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def seq(self) -> int: ...
-
-    @property
-    def data_time(self) -> datetime: ...
-
-
-P = TypeVar("P", bound=Kept)
+P = TypeVar("P", bound=Dated)
 
 
 def _hour(at: datetime) -> str:

@@ -9,20 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from workers.models import SyncPoint
+from workers.point import Dated
 from workers.settings import Group, seconds
-
-
-class Dated(Protocol):
-    @property
-    def id(self) -> str: ...
-    @property
-    def seq(self) -> int: ...
-    @property
-    def data_time(self) -> datetime: ...
-
 
 P = TypeVar("P", bound=Dated)
 

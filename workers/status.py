@@ -335,4 +335,4 @@ def summary(lines: Sequence[Protected]) -> str:
     counts = Counter(str(line.state) for line in lines).most_common()
     problems = sum(line.problem for line in lines)
     told = ", ".join(f"{count} {state}" for state, count in counts)
-    return f"{len(lines)} shown: {told or 'none'}; {problems or 'no'} with a problem"
+    return f"{len(lines)} shown: {told or 'none'}; {problems or 'none'} with a problem"

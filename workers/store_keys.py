@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from workers.errors import BadInput
+from workers.errors import BadInput, NoSpace
 from workers.models import Model
 from workers.settings import Settings
 from workers.settings.secrets import KEY
@@ -38,10 +38,14 @@ def new(file: Path) -> str:
         ) from err
     except (OSError, ValueError) as err:
         raise BadInput(f"{file} cannot be made: {err.strerror if isinstance(err, OSError) else err}") from err
-    with os.fdopen(fd, "w") as out:
-        out.write(key.hex() + "\n")
-        out.flush()
-        os.fsync(out.fileno())
+    try:
+        with os.fdopen(fd, "w") as out:
+            out.write(key.hex() + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+    except OSError as err:
+        file.unlink(missing_ok=True)
+        raise NoSpace(f"the key could not be written into {file}: {err.strerror}; nothing is left there") from err
     folder = os.open(file.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)  # a store may be made with it the next moment, and is worth nothing without it

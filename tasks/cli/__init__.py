@@ -5,7 +5,6 @@ Celery, pyVmomi and the like are imported in the commands that need them, so tha
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -20,23 +19,24 @@ from tasks import logs, show
 from tasks.cli.application import app
 from workers.errors import UnderstudyError
 
-#: the files of commands, in the order of --help; importing one makes its commands known
-for _part in (
-    "first",
-    "config",
-    "work",
-    "verify",
-    "copy",
-    "restore",
-    "pairs",
-    "look",
-    "group",
-    "store",
-    "store_key",
-    "processes",
-    "lab",
-):
-    importlib.import_module(f"tasks.cli.{_part}")
+# The files of commands, in the order of --help: importing one makes its commands known.
+# isort: off
+from tasks.cli import (  # noqa: F401
+    first,
+    config,
+    work,
+    verify,
+    copy,
+    restore,
+    pairs,
+    look,
+    group,
+    store,
+    store_key,
+    processes,
+    lab,
+)
+# isort: on
 
 #: shown by --debug instead of being written to a file
 _debug = False
@@ -44,15 +44,15 @@ _debug = False
 
 @app.callback()
 def common(
-    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="The configuration.")] = None,
+    file: Annotated[Path | None, typer.Option("--config", metavar="FILE", help="The configuration.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Log everything, and show where errors come from.")] = False,
 ) -> None:
     """Keep a warm copy of every VMware VM."""
     global _debug
     _debug = debug
-    if config is not None:
+    if file is not None:
         # For this process and the children of its workers: they must all read the same.
-        os.environ["UNDERSTUDY_CONFIG"] = str(config.absolute())
+        os.environ["UNDERSTUDY_CONFIG"] = str(file.absolute())
     logs.configure(logging.DEBUG if debug else logging.WARNING)
 
 

@@ -129,11 +129,12 @@ def test_a_disk_that_a_host_holds_open_is_not_written(tmp_path: Path, mark: str)
         FileWriter(disk)
 
 
-def test_a_flat_file_shorter_than_its_descriptor_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [FileReader, FileWriter])
+def test_a_flat_file_shorter_than_its_descriptor_is_refused(tmp_path: Path, kind: type[FileReader]) -> None:
     disk = make(tmp_path, "a")
     os.truncate(tmp_path / "a-flat.vmdk", MIB)
     with pytest.raises(Refused, match="shorter"):
-        FileReader(disk)
+        kind(disk)
 
 
 def test_datastore_paths(tmp_path: Path) -> None:

@@ -144,8 +144,8 @@ def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -
 
 
 def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libnbd, "SILENT", 0.3)
-    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)  # a quarter of an hour
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)  # a minute
     opened = place.disk().reader()._opened
     process = opened._process._process
     with closing(NbdReader(opened)) as reader:
@@ -246,3 +246,13 @@ def test_a_process_that_only_has_the_number_is_left_alone(
     register.write_text(json.dumps({**said, "since": "1", "worker_since": "1"}))
     assert nbdkit.end_left_behind(lambda run: True) == []
     assert nbdkit.started(server) != ""
+
+
+def test_a_folder_that_was_never_registered_goes_in_its_time(apart: Path) -> None:
+    old, young = (nbdkit.runtime() / name for name in ("old", "young"))
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "config").touch()
+    os.utime(old, times=(0, 0))
+    assert nbdkit.end_left_behind(lambda run: True) == []
+    assert not old.exists() and young.exists()

@@ -29,7 +29,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(throttle, "time", made)
+    monkeypatch.setattr(throttle, "time", made)  # a busy machine's clock would judge the machine
     return made
 
 

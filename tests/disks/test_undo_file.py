@@ -201,7 +201,7 @@ def test_a_record_that_is_being_written_is_not_taken_for_damage(
             seen.set()
             return found
 
-        monkeypatch.setattr(UndoFile, "_record", record)
+        monkeypatch.setattr(UndoFile, "_record", record)  # it only says when it is there: no step is so deep
         with ThreadPoolExecutor(1) as pool:
             with FileLock(disk.undo).lock(0, 1, wait=0):
                 opened = pool.submit(UndoFile, disk.undo)

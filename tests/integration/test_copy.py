@@ -319,7 +319,7 @@ def test_a_copy_goes_on_from_what_an_earlier_message_sent(
     here = with_far(world)
     point = world.backup("slow").point
     run = ask(world, here, "slow")
-    monkeypatch.setattr(intake, "READ", 256 << 10)
+    monkeypatch.setattr(intake, "READ", 256 << 10)  # so that the disk is many reads
     outcomes = []
     monkeypatch.setattr(Live, "deadline", property(lambda _: 0.0, lambda _, value: None), raising=False)  # past
     while world.catalogue.run(run.id).live and len(outcomes) < 50:

@@ -56,7 +56,7 @@ def modes(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(f"{doing} {change.device.backing.diskMode}")
         before(self, doing, change)
 
-    monkeypatch.setattr(hotadd.OwnVm, "_reconfigure", told)
+    monkeypatch.setattr(hotadd.OwnVm, "_reconfigure", told)  # listened to; vCenter is asked as ever
     return seen
 
 

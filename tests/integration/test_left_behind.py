@@ -128,7 +128,7 @@ def test_a_removal_that_takes_long_is_waited_for_and_is_no_failed_try(
     world.make_vm("long", 8 * MIB)
     world.backup("long")
     run = world.request_backup("long")
-    monkeypatch.setattr(snapshot_point, "REMOVAL_WAIT", 0.1)
+    monkeypatch.setattr(snapshot_point, "REMOVAL_WAIT", 0.1)  # less than the removal takes
     world.prod.fault("RemoveSnapshot_Task", TaskMs=3000)
     looks = 0
     while world.catalogue.run(run.id).live:

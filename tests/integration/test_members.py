@@ -176,7 +176,7 @@ def test_hole_27_a_tag_query_that_fails_removes_nobody(make_world: Callable[...,
 def test_hole_27_an_inventory_query_that_fails_removes_nobody(
     make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.vsphere.session.PAGE", 5)
+    monkeypatch.setattr("workers.vsphere.session.PAGE", 5)  # else one page has all of it
     world = make_world(vms=["page-*"])
     names = {"page-1", "page-2"}
     for name in sorted(names):

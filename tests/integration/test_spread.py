@@ -221,7 +221,7 @@ def test_a_slice_that_fails_again_and_again_parks_the_run_and_the_others_are_don
             raise OSError(5, "Input/output error", "the datastore")
         real(self, part, todo, source)
 
-    monkeypatch.setattr(replicate.ReplicaTarget, "write", write)
+    monkeypatch.setattr(replicate.ReplicaTarget, "write", write)  # no datastore fails at one place by request
     for _ in range(12):
         world.expire_lease(run)
         replicate.help_out(world.here, run.id)

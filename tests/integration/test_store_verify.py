@@ -114,6 +114,7 @@ def test_a_verification_of_a_whole_store_goes_on_after_its_worker_died(
     assert made and run.site == "prod"
     world.killed_at(run, "scrub.read")
     assert world.catalogue.run(run.id).memory["at"].startswith("maps ")
+    # time is up at once, and no setting may say so
     monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
     messages = 0
     while world.catalogue.run(run.id).live:

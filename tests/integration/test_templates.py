@@ -127,7 +127,7 @@ def test_changed_at_the_very_end_is_noticed_at_the_commit(world: World, monkeypa
         times.append(1)
         return real(chain)
 
-    monkeypatch.setattr(backup.Chain, "commit", commit)
+    monkeypatch.setattr(backup.Chain, "commit", commit)  # only that something happens before it
     report = world.backup("late")
     assert len(times) == 2 and report.point is not None
     world.assert_point_is_readable("late", report.point)

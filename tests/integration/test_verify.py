@@ -179,6 +179,7 @@ def test_the_time_of_a_message_is_short(world: World, monkeypatch: pytest.Monkey
     name = "long"
     point = grown(world, name)
     rot(base(world, name), 6 * MIB)
+    # time is up at once, and no setting may say so
     monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
     run, _ = verify.request(world.here, world.pair(name), repair=True)
     messages = 0
@@ -200,7 +201,8 @@ def test_a_repair_that_takes_more_than_a_message_is_no_failure_of_the_datastore(
         rot(base(world, name), offset)
     run, _ = verify.request(world.here, world.pair(name), repair=True)
     world.killed_at(run, "cursor.applying")
-    monkeypatch.setattr("workers.transfer.BATCH", GRANULE)
+    monkeypatch.setattr("workers.transfer.BATCH", GRANULE)  # so that a batch is less than what is to be mended
+    # time is up at once, and no setting may say so
     monkeypatch.setattr("workers.run.seconds", lambda text: -1 if text == world.settings.tuning.slice_time else 5)
     said = [verify.run(world.here, run.id).outcome for _ in range(3)]
     assert said == ["continues", "continues", "repaired"]

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.paired import PLACES
 from tests.protocol.steps import Execution, Steps
 from tests.protocol.storage import Unsynced
 from tests.protocol.vcenter import MemoryVcenter, Vm
@@ -49,9 +50,7 @@ SHM = Path("/dev/shm")
 #: of a slice: two granules, so that a disk of some granules has several
 SLICE = 2 * GRANULE
 
-CONFIG = """
-redis = "redis://127.0.0.1:1/0"
-catalogue = "sqlite:///catalogue.db"
+CONFIG = f"""{PLACES}
 [tuning]
 lock_wait = "1s"
 retry_pause = "1s"
@@ -61,18 +60,8 @@ threads = 1
 host = 0
 datastore = 0
 vcenter = 0
-[sites.prod]
-vcenter = "127.0.0.1:1"
-user = "u"
-password_env = "X"
-[sites.dr]
-vcenter = "127.0.0.1:2"
-user = "u"
-password_env = "X"
-datastores = { ds1 = "ds1" }
-[stores.main]
-path = "store"
-scrub = 0
+[sites.dr.datastores]
+ds1 = "ds1"
 [targets.recovery]
 site = "dr"
 datastore = "ds1"
@@ -82,7 +71,7 @@ source = "prod"
 store = "main"
 target = "recovery"
 vms = ["web"]
-keep = { last = 50 }
+keep = {{ last = 50 }}
 """
 
 CONTROLLER = Controller(kind="pvscsi", key=1000, bus=0)

@@ -84,7 +84,7 @@ def test_a_difference_has_so_many_ranges_at_most(store: Store, monkeypatch: pyte
     name = str(writer.append(striped_map(odd=False)))
     writer.seal()
     disk = point_disk(10 * SEGMENT, [name] * 10)
-    monkeypatch.setattr(diff, "MOST", 2000)
+    monkeypatch.setattr(diff, "MOST", 2000)  # millions
     found = store.diff(None, disk)
     assert 1500 < len(found) <= 2000
     assert found.total < 10 * SEGMENT and len(Extents.of([(0, 8 * GRANULE)]) - found) <= 4
@@ -139,7 +139,7 @@ def test_a_point_is_retired_while_its_vm_is_read(store: Store) -> None:
 
 
 def test_references_are_held_by_pack_and_not_by_segment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(needed, "IN_MEMORY", 1 << 14)
+    monkeypatch.setattr(needed, "IN_MEMORY", 1 << 14)  # 8 MiB
     writer = MapsWriter(store.path / "maps", "run", store._maps.keys)
     names = [str(writer.append(striped_map(odd=False)._replace(starts=np.array([0, i + 1], np.uint32),
              places=np.array([1 << PLACE_PACK, 0], np.uint64)))) for i in range(1000)]  # fmt: skip
@@ -191,6 +191,7 @@ def test_a_scan_reads_of_the_store_only_what_no_digest_proves(store: Store, monk
     backup(store, disk)
     decoded: list[int] = []
     real = read.decode
+    # counted; it decodes as ever
     monkeypatch.setattr(read, "decode", lambda pack, slot, data: decoded.append(slot) or real(pack, slot, data))
     _, made = backup(store, disk, mode="compare")
     assert len(decoded) == 1 and not any(segment.differing for segment in made)

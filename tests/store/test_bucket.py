@@ -28,13 +28,15 @@ from workers.errors import (
 from workers.settings import StoreSettings
 from workers.store import Store, bucket, bucket_io
 from workers.store.bucket import BucketPath
+from workers.store.bucket_cache import Cache
 
 MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "ATTEMPTS", 2)
+    monkeypatch.setattr(bucket, "ATTEMPTS", 2)  # else minutes pass until a failure is told
+    monkeypatch.setattr(bucket, "MEETINGS", 3)
 
 
 def disk_of(*seeds: int) -> MemoryDisk:
@@ -109,13 +111,27 @@ def test_a_pack_of_many_parts(server: s3.S3, place: StoreSettings, monkeypatch: 
     store.abandon("cut-off")
     mine = root_of(store).bucket
     mine.call("create_multipart_upload", "packs/0000000000000001.pack")
-    monkeypatch.setattr(bucket, "STALE_UPLOAD", 1e12)
+    monkeypatch.setattr(bucket, "STALE_UPLOAD", 1e12)  # days
     store.prune()
     assert mine.call("list_multipart_uploads").get("Uploads"), "a young one may be somebody's"
     monkeypatch.setattr(bucket, "STALE_UPLOAD", -1.0)
     store.prune()
     assert not mine.call("list_multipart_uploads").get("Uploads")
     store.close()
+
+
+@pytest.mark.slow
+def test_an_upload_that_somebody_gave_up_is_begun_anew(server: s3.S3, place: StoreSettings) -> None:
+    """Prune does so after two days: to a run that slept so long it is an outage, and no damage."""
+    pack = root_of(Store.make(place)) / "packs" / "0000000000000001.pack"
+    upload = pack.begin()
+    upload.write(bytes(bucket_io.PART + 1), 0)
+    server.fault("POST .*uploadId", "404 NoSuchUpload", times=9)
+    with pytest.raises(StoreUnreachable, match="given up"):
+        upload.finish()
+    server.fault()
+    upload.close()
+    assert not pack.exists()
 
 
 @pytest.mark.parametrize(
@@ -164,6 +180,7 @@ def test_what_is_refused_is_said_in_words(
         ("507 InsufficientStorage", NoSpace, "quota"),
         ("501 NotImplemented", BadInput, "lacks something"),
         ("301 PermanentRedirect", BadInput, "another region"),
+        ("409 OperationAborted", StoreUnreachable, "others write it"),
     ]
     for how, kind, words in cases:
         server.fault("PUT .*writers", how, times=9)
@@ -298,6 +315,23 @@ def test_a_writer_that_is_killed(place: StoreSettings, step: str) -> None:
     assert newest is not None and newest.run == "killed" and store.runs() == []
     assert_content(store, newest, disk_of(7))
     store.close()
+
+
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "id:secret")
+    of = {"bucket": "b", "endpoint": "https://s3 .example.com", "access_key_env": "THE_KEY"}
+    with pytest.raises(BadInput, match="not an address of an endpoint"):
+        Store.at(StoreSettings.model_validate({"s3": of}))
+
+
+def test_what_killed_workers_left_half_fetched_goes(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, "store", MIB)
+    old, young = (cache._folder() / f".1-{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(bytes(100))
+    os.utime(old, times=(0, 0))
+    assert cache.path("maps/1.maps", lambda into: into.write_bytes(b"map") and None).read_bytes() == b"map"
+    assert not old.exists() and young.exists()
 
 
 @pytest.mark.slow

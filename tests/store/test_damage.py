@@ -253,7 +253,7 @@ def test_every_write_may_find_the_store_full(store: Store, monkeypatch: pytest.M
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(fd, data, offset)
 
-        monkeypatch.setattr(os, "pwrite", full)
+        monkeypatch.setattr(os, "pwrite", full)  # a real file system is not full at just the n-th write
         try:
             point, _ = backup(store, disk, disk.differs(before), run=f"run-{n}")
         except NoSpace as err:
@@ -280,7 +280,7 @@ def test_hole_22_after_a_failed_fsync_nothing_more_is_written(store: Store, monk
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         real(fd)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)  # a real EIO needs a failing device
     with store.writer("run") as writer:
         made, _ = write_disk(writer, disk, disk.allocated())
         with pytest.raises(OSError, match="Input/output"):
@@ -317,7 +317,7 @@ def test_a_store_without_o_direct(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(path, flags, mode, dir_fd=dir_fd)
 
-    monkeypatch.setattr(os, "open", refuses)
+    monkeypatch.setattr(os, "open", refuses)  # which file systems have it differs by kernel
     store = Store.create(tmp_path / "store")
     point, _ = backup(store, small())
     assert_content(store, point, small())

@@ -72,6 +72,7 @@ def test_a_segment_says_where_it_differs_from_its_forebears(store: Store, monkey
     points = store.points(VM)
     forgotten: list[int] = []
     whole = Maps.load_many
+    # counted; it loads as ever
     monkeypatch.setattr(Maps, "load_many", lambda maps, names: forgotten.append(len(names)) or whole(maps, names))
     for first in range(len(points)):
         for last in range(first + 1, len(points)):

@@ -139,8 +139,8 @@ def test_a_part_is_never_sealed_twice_with_one_key(tmp_path: Path, monkeypatch: 
         seen.add(used)
         return real(self, data, part, number, also)
 
-    monkeypatch.setattr(crypt.FileKey, "seal", seal)
-    monkeypatch.setattr(layout, "PACK", MIB)
+    monkeypatch.setattr(crypt.FileKey, "seal", seal)  # listened to; it seals as ever
+    monkeypatch.setattr(layout, "PACK", MIB)  # else one pack has all of it
     store, disk = Store.create(tmp_path / "store", KEY), disk_of(3)
     for seed in range(4):
         scribble(disk, seed)
@@ -172,7 +172,7 @@ def test_older_versions_are_told_that_it_is_too_new_for_them(made: Made, monkeyp
     """What they look at: the format, and before that the id's checksum."""
     found = json.loads((made.path / "store.json").read_bytes())
     assert found["format"] == 2 and found["check"] == PLAIN.digest(found["id"].encode())[:8].hex()
-    monkeypatch.setattr(layout, "SEALED", 1)
+    monkeypatch.setattr(layout, "SEALED", 1)  # such a version
     with pytest.raises(StoreTooNew, match="format 2, this program reads up to 1: use the version of Understudy that"):
         Store.open(made.path, KEY)
 

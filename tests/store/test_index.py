@@ -92,7 +92,7 @@ def test_many_runs_are_merged_and_the_dead_are_dropped(store: Store) -> None:
 
 def test_a_merge_equals_one_sorted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Part by part with little memory, with keys that occur twice, and one merge over another's result."""
-    monkeypatch.setattr(index, "MERGE", 1000)
+    monkeypatch.setattr(index, "MERGE", 1000)  # the little memory
     dice = np.random.default_rng(5)
     everything: set[tuple[int, int, int]] = set()
     for number in range(index.RUNS + 4):
@@ -139,6 +139,6 @@ def test_a_run_that_prune_merges_at_once_stops_no_backup(store: Store, monkeypat
             path.rename(path.with_name("00000000000000aa.idx"))
         return path
 
-    monkeypatch.setattr(index, "write_run", merged)
+    monkeypatch.setattr(index, "write_run", merged)  # that very moment has no step
     point, _ = backup(store, disk_of(1))
     assert_content(store, point, disk_of(1))

@@ -184,7 +184,7 @@ def test_what_was_sent_before_a_stop_is_not_sent_again(
     scattered(source, 1)  # scraps, which the dedup index does not know
     point, made = backup(store, source)
     whole = sum(segment.stored for segment in made)
-    monkeypatch.setattr(intake, "READ", 512 << 10)
+    monkeypatch.setattr(intake, "READ", 512 << 10)  # so that the disk is many reads
     told, sent, stops = [0], [0], 0
 
     def at(passed: str) -> None:

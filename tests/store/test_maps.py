@@ -86,7 +86,7 @@ def test_compare_against_every_granule(
 
 
 def test_a_newer_segment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "FORMAT", 2)
+    monkeypatch.setattr(maps, "FORMAT", 2)  # as a newer version writes it
     body = encode(from_dense(places([(3, 1, 0, 0)]), PACKS))
     monkeypatch.undo()
     name = Name(maps.digest_of(body), 1, 0, len(body))
@@ -119,7 +119,7 @@ def test_a_block_in_too_many_parts_is_stored_whole(store: Store) -> None:
 
 
 def test_scraps_in_too_many_blobs_are_repacked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.store.write.SCRAP_BLOBS", 8)
+    monkeypatch.setattr("workers.store.write.SCRAP_BLOBS", 8)  # 64
     disk = MemoryDisk(64 * MIB)
     disk.put(0, noise(16 * MIB, 0))
     backup(store, disk)

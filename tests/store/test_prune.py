@@ -129,7 +129,7 @@ def test_a_point_that_replaces_another_while_prune_lists_is_not_missed(
             store.retire(VM, first.id)
         return read(vm, seq)
 
-    monkeypatch.setattr(store._points, "read", slow)
+    monkeypatch.setattr(store._points, "read", slow)  # only that something happens before it
     store.prune()
     assert_content(store, sneaked[0], disk)
 

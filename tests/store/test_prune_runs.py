@@ -81,7 +81,7 @@ def test_prune_deletes_nothing_when_it_cannot_read_everything(
                 raise OSError(5, "Input/output error", str(path))
             return scandir(path)
 
-        monkeypatch.setattr(os, "scandir", fails)
+        monkeypatch.setattr(os, "scandir", fails)  # a real EIO needs a failing device
     else:
         folder = store.path / ("points/other-vm" if broken == "manifest" else "maps")
         for path in folder.iterdir():

@@ -133,7 +133,7 @@ def test_a_writer_that_dies_between_any_two_requests_of_its_commit(tmp_path: Pat
 
 def test_two_runs_want_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between any two requests, the first finds that the second was quicker, or the other way round."""
-    monkeypatch.setattr(publishing, "PATIENCE", 0.0)
+    monkeypatch.setattr(publishing, "PATIENCE", 0.0)  # seconds, for each of these worlds
     for number in range(changes_of_a_commit(tmp_path / "count")):
         world = World(tmp_path / str(number))
         writer, point = world.about_to("run")

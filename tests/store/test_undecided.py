@@ -47,7 +47,7 @@ def test_what_is_equal_is_hardly_read(store: Store, monkeypatch: pytest.MonkeyPa
         asked.append(sum(length for _, length in batch))
         return really(self, batch)
 
-    monkeypatch.setattr(DiskReader, "read", read)
+    monkeypatch.setattr(DiskReader, "read", read)  # counted; it reads as ever
     target = Target(source.content(0, SIZE))
     result = copy(reader, target, Extents.whole(SIZE), threads=2, against=target)
     assert (result.written, result.read) == (0, SIZE)

@@ -64,7 +64,7 @@ def test_a_name_that_two_vms_have(session: Session, make_vm: Any) -> None:
 def test_all_pages_or_nothing(
     simulator: Simulator, session: Session, make_vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAGE", 2)
+    monkeypatch.setattr(module, "PAGE", 2)  # else one page has all of it
     names = {f"page{n}" for n in range(5)}
     for name in names:
         make_vm(name)
@@ -87,7 +87,7 @@ def test_all_pages_or_nothing(
 def test_a_session_that_ends_between_two_pages(
     simulator: Simulator, session: Session, make_vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAGE", 2)
+    monkeypatch.setattr(module, "PAGE", 2)  # else one page has all of it
     for n in range(3):
         make_vm(f"page{n}")
     where = {"Object": {"Type": "Folder", "Value": "group-d1"}, "PrivilegeId": "System.View"}
@@ -119,7 +119,7 @@ def test_what_is_out_of_sight_is_not_known_rather_than_empty(
         (vim.ComputeResource, (("ds1",), None)),
         (vim.Datastore, (None, "cluster1")),
     ):
-        monkeypatch.setattr(session, "read_all", without(kind))
+        monkeypatch.setattr(session, "read_all", without(kind))  # vCenter alone knows how to lose it
         (vm,) = inventory.list_vms(session)
         assert (vm.datastores, vm.cluster) == expected
 

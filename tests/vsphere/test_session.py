@@ -114,7 +114,7 @@ def test_nobody_listens_there(simulator: Simulator) -> None:
 
 
 def test_something_listens_that_never_answers(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)  # seconds
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -124,7 +124,7 @@ def test_something_listens_that_never_answers(simulator: Simulator, monkeypatch:
 
 
 def test_an_answer_that_never_comes_is_given_up(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.2)
+    monkeypatch.setattr(transport, "ANSWER_TIMEOUT", 0.2)  # minutes
     with Session("prod", site_of(simulator)) as s:
         simulator.rule("RetrievePropertiesEx", DelayMs=1500, Count=2)
         with pytest.raises(VcenterUnreachable, match="lost twice"):
@@ -279,7 +279,7 @@ def test_an_object_that_is_gone(session: Session) -> None:
 
 
 def test_one_session_per_process_and_site(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_sessions", {})
+    monkeypatch.setattr(module, "_sessions", {})  # other tests' are in it
     site = site_of(simulator)
     first = module.connect("prod", site)
     assert module.connect("prod", site) is first
@@ -290,7 +290,7 @@ def test_one_session_per_process_and_site(simulator: Simulator, monkeypatch: pyt
 
 
 def test_a_forked_child_has_its_own_session(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_sessions", {})
+    monkeypatch.setattr(module, "_sessions", {})  # other tests' are in it
     site = site_of(simulator)
     first = module.connect("prod", site)
     read_end, write_end = os.pipe()
@@ -321,7 +321,7 @@ def test_a_closed_session_is_logged_out(simulator: Simulator) -> None:
 def test_reading_in_pages(
     simulator: Simulator, session: Session, make_vm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PAGE", 3)
+    monkeypatch.setattr(module, "PAGE", 3)  # else one page has all of it
     names = sorted(f"page{n}" for n in range(5))
     for name in names:
         make_vm(name)

@@ -51,7 +51,7 @@ def test_the_tags_of_all_vms(
     rest_only: bool,
     batch: int,
 ) -> None:
-    monkeypatch.setattr(tags, "BATCH", batch)
+    monkeypatch.setattr(tags, "BATCH", batch)  # 1: as many requests as VMs
     simulator.control(Clear=True, RestOnly=rest_only)
     assert [vm.tags for vm in tagged] == [None] * 4  # not asked is not the same as none
     assert read(session, tagged) == EXPECTED

@@ -29,7 +29,7 @@ def alone(
     try:
         yield held
     except BaseException:
-        with suppress(UnderstudyError):  # the first error is the one to be told
+        with suppress(UnderstudyError, OSError):  # the first error is the one to be told
             held.let_go(take)
         raise
     held.let_go(take)

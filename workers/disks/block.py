@@ -28,10 +28,10 @@ class BlockWriter(FileWriter):
         self.size = capacity
         self._holes = holes
         self._fd = open_file(device, os.O_RDWR)
+        _check(self._fd, device, capacity)
         self._direct = open_direct(device)
         self._mine = threading.local()
         self._broken = None
-        _check(self._fd, device, capacity)
 
 
 def _check(fd: int, device: Path, capacity: int) -> None:

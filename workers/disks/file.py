@@ -176,6 +176,9 @@ class FileReader:
 class FileWriter(FileReader):
     """A flat disk that may be written: it has no parent, nothing stands on it, no host has it open."""
 
+    #: the same disk past the page cache, where the file system can do that
+    _direct: int | None = None
+
     def __init__(self, descriptor: Path, *, holes: bool = True) -> None:
         """`holes`: zeroes may give their space back. A thick disk would lose what it was given at its making."""
         check_unowned(descriptor)

@@ -22,7 +22,7 @@ from workers.disks.alone import alone
 from workers.disks.block import BlockReader, BlockWriter
 from workers.disks.carrier import Held
 from workers.disks.described import Described, Text
-from workers.errors import CarrierFailed, DiskBusy, UnderstudyError
+from workers.errors import CarrierFailed, ConfigError, DiskBusy, UnderstudyError
 from workers.settings.places import CarrierName
 
 #: where Linux names disks by their ids, and its SCSI hosts
@@ -81,16 +81,13 @@ class Hotadd:
         return _Attached(self._slot, self._site, self._devices, self.capacity(), write=True, wait=wait)
 
     def content_id(self) -> str:
-        return self.described().cid
+        return Described(self._descriptor).cid
 
     def renew(self, fresh: str) -> None:
-        self.described().renew(fresh)
+        Described(self._descriptor).renew(fresh)
 
     def capacity(self) -> int:
-        return self.described().size
-
-    def described(self) -> Described:
-        return Described(self._descriptor)
+        return Described(self._descriptor).size
 
 
 class _Attached(BlockReader):
@@ -104,7 +101,7 @@ class _Attached(BlockReader):
             self.device = _device(devices, slot.attach(write=write), slot.file)
             super().__init__(self.device, capacity)
         except BaseException:
-            with suppress(UnderstudyError):  # the first error is the one to be told; the next user takes it off
+            with suppress(UnderstudyError, OSError):  # the first error is to be told; the next user takes it off
                 self._off()
             raise
 
@@ -174,6 +171,8 @@ def locks() -> Path:
 def _lock(site: str, file: str, wait: float) -> int | None:
     """The descriptor of the locked file that says what is attached."""
     locks().mkdir(mode=0o700, exist_ok=True)
+    if locks().lstat().st_uid != os.getuid():  # whoever owns it could have us write to any file, by a link
+        raise ConfigError(f"{locks()} belongs to somebody else; remove it")
     path = locks() / hashlib.sha256(f"{site} {file}".encode()).hexdigest()[:32]
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + wait
@@ -192,8 +191,10 @@ def _lock(site: str, file: str, wait: float) -> int | None:
 
 
 def detach_left_behind(site: str, slot: Callable[[str], Slot]) -> list[str]:
-    """Take off what dead processes of this machine left attached; sentences of what was done."""
-    done = []
+    """Take off what dead processes of this machine left attached; sentences of what was done. One that can not be taken
+    off does not keep the others attached: its error is raised at the end."""
+    done: list[str] = []
+    first: UnderstudyError | None = None
     for path in sorted(locks().glob("*")) if locks().exists() else []:
         with open(path, "r+b") as opened:
             try:
@@ -203,7 +204,13 @@ def detach_left_behind(site: str, slot: Callable[[str], Slot]) -> list[str]:
                 continue  # somebody is at it
             if said.get("site") != site:
                 continue
-            slot(str(said["file"])).detach()
+            try:
+                slot(str(said["file"])).detach()
+            except UnderstudyError as err:
+                first = first or err
+                continue
             opened.truncate(0)
             done.append(f"detached {said['file']} from this worker's VM, where a process that died had left it")
+    if first is not None:
+        raise first
     return done

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from workers.errors import ConfigError
+from workers.extents import Extents, Gathering
 
 #: bytes of one request at most: VMware's library refuses larger ones, and advises 2 MiB at most
 LARGEST = 2 << 20
@@ -233,11 +234,11 @@ class Connection:
 
     # --- what is there ---------------------------------------------------------------------------------------------
 
-    def allocated(self) -> Iterator[tuple[int, int]] | None:
-        """(offset, length) of what may hold data, in order; None where the server does not say."""
+    def allocated(self) -> Extents | None:
+        """What may hold data; None where the server does not say."""
         if not self._mapped:
             return None
-        found: list[tuple[int, int]] = []
+        found = Gathering()
         position = 0
 
         def told(_: Any, context: bytes, offset: int, entries: Any, count: int, __: Any) -> int:
@@ -245,7 +246,7 @@ class Connection:
             for number in range(0, count, 2):
                 length, flags = entries[number], entries[number + 1]
                 if not flags & _ZERO:
-                    found.append((offset, length))
+                    found.add(offset, length)
                 offset += length
             position = offset
             return 0
@@ -265,7 +266,7 @@ class Connection:
                     return None  # it can not tell
                 if position <= before:
                     return None
-        return iter(found)
+        return found.extents()
 
 
 def _cut(requests: Iterable[Request]) -> Iterator[Request]:

@@ -20,7 +20,7 @@ from workers.disks.described import Described, Text
 from workers.disks.libnbd import LARGEST, Connection, Request
 from workers.disks.nbdkit import Export, Process
 from workers.errors import DiskBusy
-from workers.extents import EMPTY, Extents
+from workers.extents import Extents
 from workers.point import Piece
 from workers.settings.places import CarrierName
 
@@ -97,10 +97,7 @@ class NbdReader:
         """As VMware's library tells it; the whole disk where it does not."""
         with self._opened.told("asking what is allocated"):
             found = self._opened.wire.allocated()
-        if found is None:
-            return Extents.whole(self.size)
-        ranges = list(found)
-        return Extents.of(ranges).clip(0, self.size) if ranges else EMPTY
+        return Extents.whole(self.size) if found is None else found.clip(0, self.size)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         wanted = [Request(offset, length, np.empty(length, np.uint8).data) for offset, length in batch]
@@ -209,6 +206,3 @@ class Nbd:
 
     def capacity(self) -> int:
         return Described(self._descriptor).size
-
-    def described(self) -> Described:
-        return Described(self._descriptor)

@@ -36,6 +36,8 @@ T = TypeVar("T")
 START_WAIT = 240.0
 #: seconds that a process has to end after its client hung up: VMware's library gives the disk's lock back meanwhile
 STOP_WAIT = 60.0
+#: seconds after which a folder without an entry was left by a worker that died before it could make one
+UNREGISTERED = 3600.0
 #: requests that nbdkit works on at once, per process
 THREADS = 16
 #: VMware's limits for the network to the host, in ms (VDDK guide, "NFC timeouts"): without them a host that vanished
@@ -113,7 +115,7 @@ class Process:
             raise ConfigError(why)
         self.export = export
         runtime().mkdir(mode=0o700, exist_ok=True)
-        if runtime().stat().st_uid != os.getuid():
+        if runtime().lstat().st_uid != os.getuid():
             raise ConfigError(f"{runtime()} belongs to somebody else; remove it")
         self._folder = Path(tempfile.mkdtemp(dir=runtime()))
         self.socket = self._folder / "socket"
@@ -273,6 +275,9 @@ def end_left_behind(over: Callable[[str], bool]) -> list[str]:
             pid, since, run = int(whose["pid"]), str(whose["since"]), str(whose["run"])
             worker, worker_since, boot = int(whose["worker"]), str(whose["worker_since"]), str(whose["boot"])
         except (OSError, ValueError, KeyError, TypeError):
+            with suppress(FileNotFoundError):
+                if time.time() - folder.stat().st_mtime > UNREGISTERED:
+                    shutil.rmtree(folder, ignore_errors=True)
             continue  # being made, or being removed
         same_boot = boot == _boot()
         lives = same_boot and since != "" and started(pid) == since

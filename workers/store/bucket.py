@@ -21,7 +21,7 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from workers.errors import ConfigError, Conflict, LoginFailed, Refused
+from workers.errors import ConfigError, Conflict, LoginFailed, Refused, UnderstudyError
 from workers.settings import BucketSettings
 from workers.store import bucket_errors
 from workers.store.bucket_cache import Cache
@@ -33,6 +33,9 @@ from workers.store.place import Fd, Opened, Remote
 ATTEMPTS = 6
 #: seconds without an answer
 CONNECT, ANSWER = 10, 60
+#: tries of a write that met another one, a tenth of a second apart: the other is one request, so more means that the
+#: endpoint is not well
+MEETINGS = 100
 #: an upload that was begun so long ago is nobody's any more: a pack is full, or flushed, within minutes
 STALE_UPLOAD = 2 * 86400.0
 #: what of a store is kept on this machine whole: read often, small beside the packs, and never changed
@@ -63,7 +66,8 @@ class Bucket:
         where = f"{self}/{key}" if key else str(self)
         try:
             answer: dict[str, Any] = getattr(self._connected(), operation)(Bucket=self.settings.bucket, **more)
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError) as err:
+        # ValueError: of an endpoint that is no address
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, ValueError) as err:
             raise bucket_errors.told(err, where, self.settings) from None  # theirs may show what was sent
         return answer
 
@@ -123,7 +127,7 @@ class Bucket:
         except LoginFailed:
             return  # who may only read; a write will say so
         finally:
-            with contextlib.suppress(LoginFailed):
+            with contextlib.suppress(UnderstudyError):  # the first error is to be told, a probe harms nobody
                 probe.remove()
         if not honoured:
             raise Refused(
@@ -257,7 +261,7 @@ class BucketPath(Remote):
 
     def put_if(self, data: bytes, **condition: str) -> None:
         """Raises `Unmet`."""
-        while True:
+        for _ in range(MEETINGS):
             try:
                 self.bucket.call("put_object", self.key, Body=data, **condition)
                 return self._known(True)
@@ -265,6 +269,7 @@ class BucketPath(Remote):
                 if not err.retry:
                     raise
             time.sleep(0.1)
+        raise bucket_errors.busy(str(self), self.bucket.settings)
 
     def create(self, data: bytes) -> None:
         try:

@@ -13,6 +13,7 @@ import stat
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from workers.errors import ConfigError, NoSpace
@@ -20,6 +21,8 @@ from workers.store import layout
 
 #: bytes that may be added before the folder's size is looked at again
 LOOK = 64 << 20
+#: seconds after which a draft is nobody's any more: it was written to for the last time so long ago
+LEFT = 3600.0
 
 Fetch = Callable[[pathlib.Path], None]
 
@@ -99,8 +102,11 @@ class Cache:
             found = []
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
+                    about = entry.stat()
                     if not entry.name.startswith("."):
-                        found.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+                        found.append((about.st_mtime, about.st_size, entry.path))
+                    elif time.time() - about.st_mtime > LEFT:  # by a worker that was killed
+                        os.unlink(entry.path)
         held = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if held <= self._most:

@@ -55,6 +55,12 @@ def told(err: Exception, where: str, settings: BucketSettings) -> Exception:
     return StoreUnreachable(f"{where}: {endpoint} does not answer ({type(err).__name__}){_REACH}")
 
 
+def busy(where: str, settings: BucketSettings) -> StoreUnreachable:
+    return StoreUnreachable(
+        f"{where}: {settings.endpoint or 'AWS'} says each time that others write it just then{_REACH}"
+    )
+
+
 def _answered(err: exceptions.ClientError, where: str, settings: BucketSettings, endpoint: str) -> Exception:
     code = str(err.response.get("Error", {}).get("Code", ""))
     about = err.response.get("ResponseMetadata", {})

@@ -129,9 +129,18 @@ class Upload(Opened):
             )
             return str(answer["ETag"])
         except FileNotFoundError as err:
-            raise StoreUnreachable(f"{self._path}: its upload was given up by somebody; it is begun anew") from err
+            raise self._given_up() from err
         finally:
             self._room.release()
+
+    def _given_up(self) -> StoreUnreachable:
+        return StoreUnreachable(f"{self._path}: its upload was given up by somebody; it is begun anew")
+
+    def _there(self) -> bool:
+        try:
+            return self._path.length() == self.size
+        except FileNotFoundError:
+            return False
 
     def finish(self) -> None:
         left, self._open = self._open, {}
@@ -149,9 +158,9 @@ class Upload(Opened):
                     UploadId=self._id,
                     MultipartUpload={"Parts": parts},
                 )
-            except FileNotFoundError:
-                if self._path.length() != self.size:  # else it was us, and the answer was lost
-                    raise
+            except FileNotFoundError as err:
+                if not self._there():  # else it was us, and the answer was lost
+                    raise self._given_up() from err
         self._ended = True
         if self._pool is not None:
             self._pool.shutdown()

@@ -61,21 +61,28 @@ class OwnVm:
         worker do not touch it (VMware, "Virtual Disk Transport Methods").
         """
         self.detach()
-        controller, unit = self._free_place()
-        disk = _device.VirtualDisk(
-            key=-1,
-            controllerKey=controller,
-            unitNumber=unit,
-            backing=_device.VirtualDisk.FlatVer2BackingInfo(
-                fileName=self.file, diskMode="independent_persistent" if write else "independent_nonpersistent"
-            ),
-        )
-        self._reconfigure("attach", _device.VirtualDeviceSpec(operation="add", device=disk))
+        self._add("independent_persistent" if write else "independent_nonpersistent")
         found = self._found()
         uuid = str(getattr(found.backing, "uuid", None) or "") if found is not None else ""
         if not uuid:
             raise Refused(f"{self._session} gives no UUID for {self.file}, so this worker can not find its device")
         return uuid
+
+    def _add(self, mode: str) -> None:
+        """At a free place. Another process of this worker may take it first: then at the next one."""
+        while True:
+            place = self._free_place()
+            disk = _device.VirtualDisk(
+                key=-1,
+                controllerKey=place[0],
+                unitNumber=place[1],
+                backing=_device.VirtualDisk.FlatVer2BackingInfo(fileName=self.file, diskMode=mode),
+            )
+            try:
+                return self._reconfigure("attach", _device.VirtualDeviceSpec(operation="add", device=disk))
+            except Refused:
+                if place not in self._taken(self._devices()):
+                    raise
 
     def detach(self) -> None:
         """The disk's files stay: `fileOperation` is left unset, for "destroy" would delete them."""
@@ -92,9 +99,13 @@ class OwnVm:
         disks = (d for d in self._devices() if isinstance(d, _device.VirtualDisk))
         return next((d for d in disks if getattr(d.backing, "fileName", None) == self.file), None)
 
+    @staticmethod
+    def _taken(devices: list[Any]) -> set[tuple[int, int]]:
+        return {(d.controllerKey, d.unitNumber) for d in devices if d.controllerKey is not None}
+
     def _free_place(self) -> tuple[int, int]:
         devices = self._devices()
-        used = {(d.controllerKey, d.unitNumber) for d in devices if d.controllerKey is not None}
+        used = self._taken(devices)
         for controller in (d for d in devices if isinstance(d, _device.VirtualSCSIController)):
             for unit in _UNITS:
                 if (controller.key, unit) not in used:
