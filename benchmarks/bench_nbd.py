@@ -1,6 +1,6 @@
 """Disk to disk over two NBD sockets: our reader and writer through the copy that every sync uses, beside nbdcopy.
 
-python -m benchmarks.bench_nbd SOURCE TARGET [--threads 2]     sockets that something serves; prints the seconds
+python -m benchmarks.bench_nbd SOURCE TARGET [--threads 4]     sockets that something serves; prints the seconds
 
 nbdkit's file plugin stands in for VMware's library: what is measured is the client.
 """
@@ -22,6 +22,8 @@ from workers.disks.libnbd import Connection
 from workers.disks.nbd import NbdReader, NbdWriter, Opened
 from workers.transfer import copy
 
+#: As many as nbdcopy has connections: they wait for the server, not for a core.
+THREADS = 4
 #: seconds until nbdkit must listen
 _START = 30.0
 
@@ -84,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("source")
     parser.add_argument("target")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=THREADS)
     args = parser.parse_args()
     began = time.perf_counter()
     carry(args.source, args.target, args.threads)

@@ -196,7 +196,7 @@ class Bench:
         def ours() -> None:
             with bench_nbd.pair(self._disk("disk0"), self.out / "disk.raw") as (source, target):
                 began = perf_counter()
-                said = _said("benchmarks.bench_nbd", source, target, "--threads", self.threads)
+                said = _said("benchmarks.bench_nbd", source, target, "--threads", max(self.threads, bench_nbd.THREADS))
                 self.found.seconds["nbd"]["process"].append(perf_counter() - began)
                 self.found.seconds["nbd"]["ours"].append(said["seconds"])
             self._same("disk0", self.out / "disk.raw")

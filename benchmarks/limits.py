@@ -22,11 +22,12 @@ from workers.disks.file import FileReader
 from workers.extents import Extents
 from workers.point import BATCH
 from workers.store.layout import BLOCK
+from workers.store.unzstd import decompress
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdCompressor, ZstdDecompressor
+    from compression.zstd import ZstdCompressor
 else:
-    from backports.zstd import ZstdCompressor, ZstdDecompressor
+    from backports.zstd import ZstdCompressor
 
 
 def shared(work: Iterable[object], do: Callable[[object], None], threads: int) -> float:
@@ -89,7 +90,7 @@ def restore(disk: Path, out: Path, threads: int) -> float:
         assert isinstance(part, list)
         start, end, filled = part[0][0], part[0][0], 0
         for offset, frame, digest in part:
-            data = ZstdDecompressor().decompress(frame)
+            data = decompress(memoryview(frame), BLOCK)
             assert blake3(data).digest() == digest
             if offset != end:
                 os.pwrite(fd, own.memory[:filled], start)

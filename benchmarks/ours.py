@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from workers import plan
 from workers.disks.file import FileReader, FileWriter
-from workers.extents import Extents
+from workers.extents import EMPTY, Extents
 from workers.models import Disk, PointDisk, RestorePoint, VmConfig, VmIdentity
 from workers.store import Store
 from workers.store.layout import SEGMENT
@@ -40,12 +41,20 @@ def backup(
     """`candidates` None: what the file has allocated, and for a comparison what the parent has, too."""
     reader = FileReader(descriptor(raw))
     extents = reader.allocated() if candidates is None else candidates
+    exact = EMPTY if candidates is None else plan.exact(candidates, reader.size)
     before = parent.disks[0] if parent is not None else None
     run = f"bench-{secrets.token_hex(4)}"
     with store.writer(run) as writer:
         made = [
             writer.segment(
-                i, size=reader.size, source=reader, candidates=extents, parent=before, threads=threads, mode=mode
+                i,
+                size=reader.size,
+                source=reader,
+                candidates=extents,
+                parent=before,
+                threads=threads,
+                mode=mode,
+                exact=exact,
             )
             for i in range(-(-reader.size // SEGMENT))
         ]

@@ -56,7 +56,7 @@ ROWS = (
         {"borg": 4.5, "restic": 3, "benji": 3, "qemu-img": 3}),
     Row("apply (a) to an existing copy", "apply a", "apply a", {"rsync": 70, "qemu-img": 1.5}),
     Row("apply (b) to an existing copy", "apply b", "apply b", {"rsync": 30, "qemu-img": 1}),
-    Row("nbd path, disk to disk", "nbd", "nbd", {"nbdcopy": 0.87}),
+    Row("nbd path, disk to disk, 4 connections each", "nbd", "nbd", {"nbdcopy": 0.87}),
     Row("first sync by 4 workers, each held to 20 MB/s", "spread", "spread", {"one worker": 3}),
 )  # fmt: skip
 

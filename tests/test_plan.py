@@ -325,6 +325,14 @@ def test_the_sample_lies_outside_the_answer(ranges: list[tuple[int, int]], size:
     )
 
 
+def test_only_what_is_finer_than_vspheres_grain_is_known_to_the_granule() -> None:
+    size = 10 * plan.CBT_GRAIN + 4096
+    coarse = [(0, plan.CBT_GRAIN), (4 * plan.CBT_GRAIN, 3 * plan.CBT_GRAIN), (10 * plan.CBT_GRAIN, 4096)]
+    assert not plan.exact(Extents.of(coarse), size)
+    fine = (2 * plan.CBT_GRAIN + 4096, 8192)
+    assert plan.exact(Extents.of([*coarse, fine]), size) == Extents.of([fine])
+
+
 def test_another_run_samples_other_blocks() -> None:
     nothing = Extents.of([])
     assert plan.sample(nothing, 1 << 30, 0.001, "a") != plan.sample(nothing, 1 << 30, 0.001, "b")

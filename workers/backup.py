@@ -174,6 +174,7 @@ class Chain:
         self._before = {d.disk.id: d for d in parent.disks if not store.suspect(parent, d.disk.id)} if parent else {}
         self._how: dict[str, tuple[BackupMode, str]] = {}
         self._samples: dict[str, Extents] = {}
+        self._exact: dict[str, Extents] = {}
         self._pending: list[Slice] = []
         self._flushed = time.monotonic()
 
@@ -226,6 +227,7 @@ class Chain:
         self._samples[disk.id] = plan.sample(
             answer, disk.capacity, self.live.here.settings.tuning.sample, f"{self.live.run.id}/{disk.id}"
         )
+        self._exact[disk.id] = plan.exact(answer, disk.capacity)
         self._decide(disk, "delta", f"change tracking since {self.parent.id}")
         return answer | self._samples[disk.id]
 
@@ -267,6 +269,7 @@ class Chain:
             parent=self._before.get(disk.id),
             threads=self.live.threads,
             mode=mode,
+            exact=self._exact.get(disk.id, EMPTY),
         )
         missed = segment.differing & self._samples.get(disk.id, EMPTY)
         if mode == "delta" and missed:

@@ -342,6 +342,15 @@ def distrust(
     return None
 
 
+def exact(answer: Extents, size: int) -> Extents:
+    """What of a list of changes is known to the granule, so that it need not be compared: ranges below vSphere's grain.
+
+    vSphere's own answers have none, but for what the disk's end cuts off.
+    """
+    fine = (answer.lengths < CBT_GRAIN) & (answer.offsets + answer.lengths < size)
+    return Extents.from_arrays(answer.offsets[fine], answer.lengths[fine])
+
+
 def sample(answer: Extents, size: int, share: float, seed: str) -> Extents:
     """Blocks outside change tracking's answer that are compared all the same.
 

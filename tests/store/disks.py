@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from workers.extents import GRANULE, Extents
+from workers.extents import EMPTY, GRANULE, Extents
 from workers.models import Disk, PointDisk, RestorePoint, VmConfig, VmIdentity
 from workers.point import BATCH, Piece, Reader
 from workers.store import Segment, Store, StoreWriter
@@ -104,10 +104,18 @@ def write_disk(
     *,
     threads: int = 2,
     mode: str = "delta",
+    exact: Extents = EMPTY,
 ) -> tuple[PointDisk, list[Segment]]:
     made = [
         writer.segment(
-            i, size=source.size, source=source, candidates=candidates, parent=parent, threads=threads, mode=mode
+            i,
+            size=source.size,
+            source=source,
+            candidates=candidates,
+            parent=parent,
+            threads=threads,
+            mode=mode,
+            exact=exact,
         )
         for i in range(-(-source.size // SEGMENT))
     ]
@@ -123,6 +131,7 @@ def backup(
     run: str | None = None,
     mode: str = "delta",
     threads: int = 2,
+    exact: Extents = EMPTY,
 ) -> tuple[RestorePoint, list[Segment]]:
     """One restore point on top of the newest: full when there is none."""
     parent = store.newest(vm)
@@ -135,6 +144,7 @@ def backup(
             parent.disks[0] if parent else None,
             threads=threads,
             mode=mode,
+            exact=exact,
         )
         point = make_point(parent, run, [disk], vm)
         writer.commit(point)

@@ -80,7 +80,7 @@ def striped_map(odd: bool) -> SegmentMap:
 
 
 def test_a_difference_has_so_many_ranges_at_most(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = MapsWriter(store.path / "maps", "run")
+    writer = MapsWriter(store.path / "maps", "run", store._maps.keys)
     name = str(writer.append(striped_map(odd=False)))
     writer.seal()
     disk = point_disk(10 * SEGMENT, [name] * 10)
@@ -140,7 +140,7 @@ def test_a_point_is_retired_while_its_vm_is_read(store: Store) -> None:
 
 def test_references_are_held_by_pack_and_not_by_segment(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needed, "IN_MEMORY", 1 << 14)  # 8 MiB
-    writer = MapsWriter(store.path / "maps", "run")
+    writer = MapsWriter(store.path / "maps", "run", store._maps.keys)
     names = [str(writer.append(striped_map(odd=False)._replace(starts=np.array([0, i + 1], np.uint32),
              places=np.array([1 << PLACE_PACK, 0], np.uint64)))) for i in range(1000)]  # fmt: skip
     writer.seal()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.store.disks import MemoryDisk, assert_content, backup, noise
-from workers.extents import GRANULE, Extents
+from workers.extents import EMPTY, GRANULE, Extents
 from workers.models import RestorePoint
 from workers.store import Store, maps, write
 from workers.store.layout import BLOCK, SEGMENT
@@ -61,10 +61,11 @@ def change(disk: MemoryDisk, written: list[Write]) -> Extents:
 @pytest.mark.usefixtures("kind_of_store")
 @pytest.mark.parametrize(("parts", "blobs"), [(32, 64), (3, 2)], ids=["as in production", "repacks all the time"])
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(script=rounds, threads=st.sampled_from([1, 3]))
+@given(script=rounds, threads=st.sampled_from([1, 3]), told=st.booleans())
 def test_rounds(
-    script: list[list[Write]], threads: int, parts: int, blobs: int, monkeypatch: pytest.MonkeyPatch
+    script: list[list[Write]], threads: int, told: bool, parts: int, blobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`told`: what differs is known to the granule, amid what may have changed."""
     monkeypatch.setattr(maps, "PARTS", parts)
     monkeypatch.setattr(write, "SCRAP_BLOBS", blobs)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +74,8 @@ def test_rounds(
         history: list[tuple[RestorePoint, MemoryDisk]] = []
         for written in script:
             reported = change(disk, written)
-            point, made = backup(store, disk, reported, threads=threads)
+            known = disk.differs(history[-1][1]) if told and history else EMPTY
+            point, made = backup(store, disk, reported, threads=threads, exact=known)
             if history:
                 last, before = history[-1]
                 truth = disk.differs(before)

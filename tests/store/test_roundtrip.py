@@ -15,6 +15,7 @@ from workers.extents import EMPTY, GRANULE, Extents
 from workers.point import Piece
 from workers.store import Store
 from workers.store.layout import BLOCK, SEGMENT
+from workers.store.read import DiskReader
 
 KINDS = EVERY_SLOWLY
 
@@ -52,6 +53,30 @@ def test_incremental_is_granule_exact(store: Store) -> None:
     assert store.diff(first.disks[0], point.disks[0]) == truth
     assert store.diff(point.disks[0], first.disks[0]) == truth
     assert made[0].differing | made[1].differing == truth
+
+
+def test_what_is_known_to_the_granule_is_not_compared(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chunk of 256 KiB one such granule would have all be read, decompressed and checked."""
+
+    def not_here(*_: object) -> None:
+        raise AssertionError("the parent was read")
+
+    source = MemoryDisk(16 * MIB + 1536)
+    source.put(0, noise(16 * MIB, 1))
+    first, _ = backup(store, source)
+    before = source.copy()
+    source.put(3 * GRANULE, noise(GRANULE, 2))
+    source.put(MIB, bytes(GRANULE))
+    source.put(16 * MIB, noise(1536, 3))
+    source.put(5 * MIB, noise(GRANULE, 4))
+    exact = (source.differs(before) | Extents.of([(9 * MIB, GRANULE)])).align(GRANULE, source.size)
+    with monkeypatch.context() as patched:
+        patched.setattr(DiskReader, "read", not_here)
+        point, made = backup(store, source, exact, exact=exact)
+    assert made[0].differing == exact, "what is known to differ counts as different"
+    assert_content(store, point, source)
+    assert_content(store, first, before)
+    assert not source.differs(before) - store.diff(first.disks[0], point.disks[0])
 
 
 def test_rewritten_equal_is_nothing(store: Store) -> None:

@@ -20,11 +20,12 @@ from workers.store import crypt, diff, files, layout
 from workers.store.layout import PACKED, SEGMENT, ZSTD
 from workers.store.maps import Maps
 from workers.store.packs import Pack, PackCache
+from workers.store.unzstd import decompress
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdDecompressor, ZstdError
+    from compression.zstd import ZstdError
 else:
-    from backports.zstd import ZstdDecompressor, ZstdError
+    from backports.zstd import ZstdError
 
 Ints = NDArray[np.int64]
 
@@ -214,6 +215,18 @@ class DiskReader:
             yield number, content
 
 
+class Padded:
+    """A disk as a Reader to the end of its last granule, which the map holds padded with zeroes."""
+
+    def __init__(self, reader: DiskReader) -> None:
+        self._reader = reader
+        self.size = reader.size = -(-reader.size // GRANULE) * GRANULE
+        self.allocated = reader.allocated
+        self.read = reader.read
+        self.undecided = reader.undecided
+        self.close = reader.close
+
+
 def opened(pack: Pack, slot: int, stored: memoryview) -> memoryview:
     """A blob without its seal, where the store is encrypted."""
     try:
@@ -240,15 +253,15 @@ def decode(pack: Pack, slot: int, stored: memoryview) -> memoryview:
 def unpacked(pack: Pack, slot: int, packed: memoryview) -> memoryview:
     """The content of a blob that has no seal (any more), checked against its digest."""
     raw = int(pack.raw[slot])
-    content: memoryview | bytes = packed
+    content = packed
     if pack.flags[slot] & ZSTD:
         try:
-            content = ZstdDecompressor().decompress(packed, raw)
+            content = decompress(packed, raw)
         except ZstdError as err:
             raise _bad_blob(pack, slot, "does not decompress") from err
     if len(content) != raw or pack.keys.digest(content) != pack.digest(slot):
         raise _bad_blob(pack, slot, "does not match its digest")
-    return memoryview(content)
+    return content
 
 
 def _bad_blob(pack: Pack, slot: int, what: str) -> Exception:

@@ -24,7 +24,7 @@ from workers.store.needed import segments
 from workers.store.packs import Blob, PackCache, PackWriter, pack_path
 from workers.store.place import Path
 from workers.store.points import Points
-from workers.store.read import DiskReader
+from workers.store.read import DiskReader, Padded
 from workers.store.writers import Writers
 
 #: A segment that changes and lies in more blobs of scraps than this, and in more than twice as many as would do, gets
@@ -41,7 +41,7 @@ class Segment(NamedTuple):
     read: int
     changed: int
     stored: int
-    #: where the content differs from the parent's (without one: from zeroes), exact to a granule
+    #: where the content differs from the parent's (without one: from zeroes), to the granule; all that was `exact`
     differing: Extents
     #: unchanged bytes that were stored again because the segment was fragmented; `Store.diff` counts them as changed
     rewritten: int
@@ -105,9 +105,11 @@ class StoreWriter:
         parent: PointDisk | None,
         threads: int = 2,
         mode: Literal["full", "delta", "compare"] = "delta",
+        exact: Extents = EMPTY,
     ) -> Segment:
         """Map segment number `index` of a disk of `size` bytes.
 
+        `exact` is what of `candidates` is known to differ from the parent, granule by granule: it is not compared.
         delta: outside `candidates` the parent's content holds. compare: outside `candidates` are zeroes, and all that
         the parent holds is looked at as well. full: the same, and the parent is not looked at. Without a parent, delta
         and compare are full.
@@ -122,7 +124,7 @@ class StoreWriter:
             names = parent.segments if parent is not None and mode != "full" else ()
             name = names[index] if index < len(names) else ""
             before = self._maps.load(name)
-            work = self._start(before, base, size, parent if name else None, source, candidates, mode)
+            work = self._start(before, base, size, parent if name else None, source, candidates, mode, exact)
             self._run(work, self._parts(work, threads), threads)
             if name and work.differing:
                 self._run(work, parts(self._strewn(work, before), BATCH, source=False), threads)
@@ -137,12 +139,13 @@ class StoreWriter:
         source: Reader,
         candidates: Extents,
         mode: str,
+        exact: Extents = EMPTY,
     ) -> Work:
         end = min(size, base + SEGMENT)
         candidates = candidates.clip(base, end)
         reader = None
         if parent is not None:
-            reader = _Padded(DiskReader(self._maps, self._packs, parent, carried=self._crossing))
+            reader = Padded(DiskReader(self._maps, self._packs, parent, carried=self._crossing))
             if mode == "compare":
                 candidates |= mapped(before, base).clip(base, end)
         work = Work(
@@ -154,6 +157,7 @@ class StoreWriter:
             source=source,
             candidates=candidates.align(GRANULE, base + SEGMENT),
             scan=reader is not None and mode == "compare",
+            exact=exact.clip(base, end).align(GRANULE, base + SEGMENT),
             fragmented=fragmented(before),
         )
         work.numbers = {pack: i + 1 for i, pack in enumerate(work.packs)}
@@ -386,15 +390,3 @@ class StoreWriter:
             ) from self._failed
         with files.room(self._root):
             yield
-
-
-class _Padded:
-    """A disk as a Reader to the end of its last granule, which the map holds padded with zeroes."""
-
-    def __init__(self, reader: DiskReader) -> None:
-        self._reader = reader
-        self.size = reader.size = -(-reader.size // GRANULE) * GRANULE
-        self.allocated = reader.allocated
-        self.read = reader.read
-        self.undecided = reader.undecided
-        self.close = reader.close
