@@ -11,7 +11,7 @@ from tests.catalogue.races import race
 from tests.catalogue.some import LONG, claimed
 from tests.services import wait_for
 from workers.catalogue import CONDEMNED, PLAN, Catalogue, SliceState
-from workers.errors import Conflict, FencedOut, SliceFailed
+from workers.errors import Conflict, FencedOut, SliceFailed, WorkerLost
 from workers.models import Run, RunState, Slice
 
 TRIES = 3
@@ -147,6 +147,16 @@ def test_one_that_fails_again_and_again_is_named_when_nothing_else_is_left(catal
     catalogue.checkpoint(run.id, run.fence, far(good, 20), owner="b")
     with pytest.raises(SliceFailed, match=r"disk d from byte 0 to 10 failed 3 times at byte 3.*the device says EIO"):
         take(catalogue, run, "a")
+
+
+def test_one_that_kills_each_worker_ends_its_run_as_lost_workers_do(catalogue: Catalogue) -> None:
+    """Which nobody's VM is set aside for: it is the workers' fault until something else is known."""
+    run = planned(catalogue, 1)
+    for _ in range(TRIES):
+        wait_for(lambda: take(catalogue, run, "a", lease=0), "the end of a lease")
+    with pytest.raises(SliceFailed, match=f"its worker was lost {TRIES} times in a row") as failed:
+        take(catalogue, run, "b")
+    assert failed.value.family == WorkerLost.family
 
 
 def test_progress_starts_the_count_again(catalogue: Catalogue) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from workers.catalogue import fences, leases, rows, runs, schema
 from workers.catalogue.database import Database, now
-from workers.errors import Conflict, FencedOut, SliceFailed
+from workers.errors import Conflict, FencedOut, SliceFailed, WorkerLost
 from workers.models import Run, Slice
 
 R = schema.runs.c
@@ -102,10 +102,11 @@ def claim_slice(
             busy = (S.run == run_id) & UNFINISHED & S.owner.is_not(None) & ~runs.free_at(S.lease_until, moment)
             if conn.execute(sa.select(S.start).where(busy).limit(1)).first() is not None:
                 return None
-            why = found.error or "its worker was lost each time (killed, out of memory, or its machine went down)"
+            why = found.error or str(WorkerLost(found.attempts))
             raise SliceFailed(
                 f"the part of disk {found.disk} from byte {found.start} to {found.end} failed {found.attempts} times "
-                f"at byte {found.done}, and nothing else is left to do: {why}"
+                f"at byte {found.done}, and nothing else is left to do: {why}",
+                SliceFailed.family if found.error else WorkerLost.family,
             )
         mine = {
             "owner": owner,
