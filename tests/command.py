@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,15 @@ def forgetting() -> Iterator[None]:
     """Nothing that was configured before is known inside, nor afterwards what was configured inside."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    named = os.environ.get("UNDERSTUDY_CONFIG")
     _forget()
     try:
         yield
     finally:
         _forget()
+        os.environ.pop("UNDERSTUDY_CONFIG", None)  # --config sets it
+        if named is not None:
+            os.environ["UNDERSTUDY_CONFIG"] = named
         root.handlers[:] = handlers
         root.setLevel(level)
         structlog.reset_defaults()
