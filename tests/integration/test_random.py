@@ -116,7 +116,7 @@ def seed_of(default: int) -> int:
 
 def test_a_random_life(make_world: Callable[..., World]) -> None:
     world = make_world(keep="{ last = 3 }", tuning={"attempts": 5, "lease": "60s"})
-    live(world, seed_of(SEED), rounds=40, vms=1)
+    live(world, seed_of(SEED), rounds=25, vms=1)
 
 
 @pytest.mark.slow
