@@ -72,6 +72,14 @@ def test_open_refuses_what_is_not_there(url: str) -> None:
         Catalogue.open(url)
 
 
+def test_a_version_by_its_earlier_name_is_the_same(catalogue: Catalogue) -> None:
+    _pretend(catalogue, "0009_copy6")
+    assert Catalogue.open(catalogue.url).realm == catalogue.realm
+    assert Catalogue.create(catalogue.url).realm == catalogue.realm
+    with catalogue.read() as conn:
+        assert conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == VERSIONS[-1]
+
+
 def test_open_refuses_a_newer_version(catalogue: Catalogue) -> None:
     _pretend(catalogue, "9999")
     with pytest.raises(ConfigError, match="newer version \\(9999\\)"):

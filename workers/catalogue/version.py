@@ -18,6 +18,8 @@ VERSIONS = (
     "0008_errors",
     "0009_places",
 )
+#: what a version was called before the first release -> its name
+RENAMED = {"0009_copy6": "0009_places"}
 
 
 def demand_head(conn: sa.Connection, name: str) -> None:
@@ -37,6 +39,7 @@ def refuse_newer(conn: sa.Connection, name: str) -> str | None:
     if not sa.inspect(conn).has_table("alembic_version"):
         return None
     present: str | None = conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    present = RENAMED.get(present or "", present)
     if present is not None and present not in VERSIONS:
         raise ConfigError(
             f"the catalogue {name} is of a newer version ({present}) than this program knows; update this program"

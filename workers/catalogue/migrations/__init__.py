@@ -14,14 +14,16 @@ from alembic import command
 from alembic.config import Config
 
 from workers.catalogue.database import take_turns
-from workers.catalogue.version import refuse_newer
+from workers.catalogue.version import RENAMED, refuse_newer
 
 
 def upgrade(conn: sa.Connection, name: str, to: str = "head") -> None:
     """To the newest version, or `to` that one, within the caller's transaction; a second caller waits and finds
     nothing to do."""
     take_turns(conn, "migrations")
-    refuse_newer(conn, name)
+    if refuse_newer(conn, name) is not None:
+        for before, now in RENAMED.items():
+            conn.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{now}' WHERE version_num = '{before}'")
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = conn
