@@ -10,14 +10,27 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from workers.due import is_due, next_slot, slot, slot_name
-from workers.settings import Schedule
+
+from workers.due import EPOCH, _delay, _ticks, is_due, slot, slot_name
+from workers.settings import Schedule, seconds
 
 VM = "5029d1c2-0000-0000-0000-000000000001"
 
 
 def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def next_slot(plan: Schedule, vm: str, now: datetime) -> datetime | None:
+    """The VM's first slot after `now`: its ticks from the other side."""
+    delay = _delay(plan, vm)
+    after = now.astimezone(UTC) - delay
+    if plan.every is not None:
+        step = timedelta(seconds=seconds(plan.every))
+        return EPOCH + ((after - EPOCH) // step + 1) * step + delay
+    assert plan.cron is not None
+    ticks = _ticks(plan.cron, plan.timezone, after)
+    return next((tick + delay for tick in ticks if tick > after), None)
 
 
 def schedule(**fields: Any) -> Schedule:
@@ -190,8 +203,6 @@ def test_time_does_not_run_backwards(plan: Schedule, now: datetime, later: int, 
 @settings(max_examples=100, deadline=None)
 @given(EVERY, JITTER, MOMENTS, st.lists(st.integers(1, 100_000), min_size=2, max_size=20))
 def test_never_two_slots_within_an_interval(every: str, jitter: str, start: datetime, steps: list[int]) -> None:
-    from workers.settings import seconds
-
     plan = Schedule(every=every, jitter=jitter)
     used, now = [], start
     for step in steps:

@@ -34,13 +34,6 @@ def slot(schedule: Schedule, vm_uuid: str, now: datetime) -> datetime | None:
     return None if tick is None else tick + delay
 
 
-def next_slot(schedule: Schedule, vm_uuid: str, now: datetime) -> datetime | None:
-    """The VM's first slot after `now`, in UTC."""
-    delay = _delay(schedule, vm_uuid)
-    tick = _first_tick(schedule, now.astimezone(UTC) - delay)
-    return None if tick is None else tick + delay
-
-
 def is_due(schedule: Schedule, vm_uuid: str, last_slot: str | None, now: datetime) -> bool:
     """Whether there is a slot since `last_slot`, the name of the latest that had a run (None: none had).
 
@@ -91,7 +84,8 @@ def _shortest_gap(cron: str, timezone: str) -> int:
 def _last_tick(schedule: Schedule, limit: datetime) -> datetime | None:
     """The latest tick at or before `limit`."""
     if schedule.every is not None:
-        return _since_epoch(schedule.every, limit, 0)
+        step = timedelta(seconds=seconds(schedule.every))
+        return EPOCH + (limit - EPOCH) // step * step
     assert schedule.cron is not None
     hour = limit.replace(minute=0, second=0, microsecond=0)
     within = [tick for tick in _ticks_of_hour(schedule.cron, schedule.timezone, hour) if tick <= limit]
@@ -121,19 +115,6 @@ def _last_before(cron: str, timezone: str, hour: datetime) -> datetime | None:
             return last
         window *= 2
     return None
-
-
-def _first_tick(schedule: Schedule, after: datetime) -> datetime | None:
-    """The first tick after `after`."""
-    if schedule.every is not None:
-        return _since_epoch(schedule.every, after, 1)
-    assert schedule.cron is not None
-    return next((tick for tick in _ticks(schedule.cron, schedule.timezone, after) if tick > after), None)
-
-
-def _since_epoch(every: str, moment: datetime, more: int) -> datetime:
-    step = timedelta(seconds=seconds(every))
-    return EPOCH + ((moment - EPOCH) // step + more) * step
 
 
 def _ticks(cron: str, timezone: str, start: datetime) -> Iterator[datetime]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import re
 import shlex
 import shutil
@@ -15,7 +14,7 @@ import subprocess
 import sysconfig
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.lab.datastores import PATH
@@ -79,33 +78,6 @@ def write_files(disk: Path, files: Mapping[str, bytes]) -> None:
             commands += [f"mkdir {_quoted(str(parent))}" for parent in parents]
             commands += [f"rm {_quoted(name)}", f"write {_quoted(str(source))} {_quoted(name)}"]
         _debugfs(disk, commands, fine=_FINE)
-
-
-def remove_files(disk: Path, names: Iterable[str]) -> None:
-    """Remove files. Raises `LabError` when one is not there."""
-    _debugfs(disk, [f"rm {_quoted(name)}" for name in names])
-
-
-def rewrite_blocks(disk: Path, name: str, count: int, *, seed: int) -> list[int]:
-    """Overwrite `count` blocks of the file `name` in place, as a database does; returns their offsets on the disk."""
-    said = _run("debugfs", "-R", f"blocks {_quoted(name)}", str(disk))
-    blocks = [int(word) for word in said.split()]
-    if len(blocks) < count:
-        raise LabError(f"{name} on {disk} has {len(blocks)} blocks, so {count} of them cannot be rewritten")
-    chance = random.Random(seed)
-    offsets = sorted(block * BLOCK for block in chance.sample(blocks, count))
-    file = os.open(disk, os.O_WRONLY)
-    try:
-        for offset in offsets:
-            os.pwrite(file, chance.randbytes(BLOCK), offset)
-    finally:
-        os.close(file)
-    return offsets
-
-
-def grow_file_system(disk: Path) -> None:
-    """Let the file system fill the file, after the disk was extended."""
-    _run("resize2fs", "-f", str(disk))
 
 
 def check(disk: Path) -> None:

@@ -65,38 +65,6 @@ def test_write_replaces_adds_and_makes_folders(disk: Path) -> None:
     assert disk.stat().st_ino == inode
 
 
-def test_remove(disk: Path) -> None:
-    before = guest.digests(disk)
-    guest.remove_files(disk, ["/table.db"])
-    guest.check(disk)
-    assert set(before) - set(guest.digests(disk)) == {"/table.db"}
-    with pytest.raises(LabError, match="not found"):
-        guest.remove_files(disk, ["/table.db"])
-
-
-def test_rewriting_blocks_changes_these_blocks_and_nothing_else(disk: Path) -> None:
-    before = disk.read_bytes()
-    held = guest.digests(disk)
-    offsets = guest.rewrite_blocks(disk, "/table.db", 20, seed=3)
-    after = disk.read_bytes()
-    changed = [at for at in range(0, len(before), guest.BLOCK) if before[at : at + 4096] != after[at : at + 4096]]
-    assert changed == offsets and len(offsets) == 20
-    guest.check(disk)
-    assert {name for name, value in guest.digests(disk).items() if held[name] != value} == {"/table.db"}
-    with pytest.raises(LabError, match="has 256 blocks"):
-        guest.rewrite_blocks(disk, "/table.db", 257, seed=3)
-
-
-def test_a_grown_disk_can_be_filled(disk: Path) -> None:
-    os.truncate(disk, 192 * MiB)
-    guest.grow_file_system(disk)
-    guest.check(disk)
-    big = os.urandom(100 * MiB)
-    guest.write_files(disk, {"/big": big})
-    guest.check(disk)
-    assert guest.digests(disk)["/big"] == digest(big)
-
-
 def test_a_full_file_system_and_a_damaged_one_are_noticed(disk: Path) -> None:
     with pytest.raises(LabError, match="Could not allocate block"):
         guest.write_files(disk, {"/big": os.urandom(80 * MiB)})

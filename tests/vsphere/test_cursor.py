@@ -9,6 +9,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.conftest import MIB, Simulator
+from tests.vsphere.switching import power_off
 from workers.errors import BadInput, Conflict, NotFound, VcenterUnreachable
 from workers.vsphere import inventory, power, replica, snapshots
 from workers.vsphere.session import Session
@@ -42,7 +43,7 @@ def test_anything_that_happened_to_the_vm_stops_a_cursor_write(session: Session,
     moref = make_vm("touched")
     version = inventory.vm_state(session, moref).change_version
     power.power_on(session, moref)
-    power.power_off(session, moref)
+    power_off(session, moref)
     with pytest.raises(Conflict):
         write(session, moref, "late", version)
 

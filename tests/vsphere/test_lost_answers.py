@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.vsphere.conftest import MIB, Simulator, config, spec, until
+from tests.vsphere.switching import power_off
 from workers.errors import Transient
 from workers.models import HardwareChange
 from workers.vsphere import changes, inventory, power, replica, snapshots
@@ -133,7 +134,7 @@ def test_a_verb(
         check, lost = _lose(simulator, session, n, how, lambda m=moref: verb(session, m))
         check()
         if verb is not destroy:
-            power.power_off(session, moref)
+            power_off(session, moref)
             replica.destroy(session, moref)
         n += 1
     assert n >= 3, "the verb makes several calls: the test has lost none of them"

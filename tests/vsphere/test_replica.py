@@ -8,6 +8,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.conftest import MIB, Simulator, config, site_of, spec
+from tests.vsphere.switching import power_off
 from workers.errors import BadInput, Conflict, Foreign, NoSpace, Refused, Touched
 from workers.models import Controller, Disk, HardwareChange, Nic, VmConfig
 from workers.vsphere import building, inventory, power, replica, snapshots
@@ -240,7 +241,7 @@ def test_hardware_is_left_alone_in_these_states(session: Session, make_vm: Any) 
     version = inventory.vm_state(session, moref).change_version
     with pytest.raises(Refused, match="is poweredOn"):
         replica.change_hardware(session, moref, grow, config(8 * MIB), version)
-    power.power_off(session, moref)
+    power_off(session, moref)
     snapshots.create(session, moref, "of an admin", quiesce=False)
     version = inventory.vm_state(session, moref).change_version
     with pytest.raises(Refused, match=r"has snapshots \(of an admin\)"):
@@ -264,7 +265,7 @@ def test_destroy(simulator: Simulator, session: Session) -> None:
     power.power_on(session, moref)
     with pytest.raises(Refused, match="InvalidPowerState"):
         replica.destroy(session, moref)
-    power.power_off(session, moref)
+    power_off(session, moref)
     replica.destroy(session, moref)
     replica.destroy(session, moref)
     assert not files.exists()

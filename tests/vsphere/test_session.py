@@ -11,6 +11,7 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.conftest import PASSWORD, Simulator, site_of, until
+from tests.vsphere.switching import power_off
 from workers.errors import ConfigError, Conflict, LoginFailed, NotFound, TaskStillRunning, VcenterUnreachable
 from workers.vsphere import inventory, power, snapshots, transport
 from workers.vsphere import session as module
@@ -158,7 +159,7 @@ def test_an_expired_session_is_renewed_once_for_all_threads(
     simulator.control(Clear=True, ExpireSessions=True)
     power.power_on(session, moref)  # a changing call too: it was refused, not lost
     assert power.state(session, moref) == "poweredOn"
-    power.power_off(session, moref)
+    power_off(session, moref)
     assert simulator.calls()["Login"] == 1
 
     simulator.control(Clear=True, ExpireSessions=True)
