@@ -216,7 +216,7 @@ func (m *machine) checkSpec(spec *types.VirtualMachineConfigSpec) *refusal {
 			return f
 		}
 	}
-	return nil
+	return m.checkPlaces(spec.DeviceChange)
 }
 
 func invalidDevice(i int32, format string, args ...interface{}) *refusal {

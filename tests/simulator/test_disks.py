@@ -103,6 +103,34 @@ def test_a_refused_request_leaves_nothing_behind(sim: Sim) -> None:
     assert sorted(p.name for p in sim.path(disks(vm)[0]).parent.iterdir()) == files
 
 
+def test_no_two_devices_share_a_place(sim: Sim) -> None:
+    vm = sim.create("d-place", sizes=(MIB, MIB))
+    first, second = disks(vm)
+    drive = vim.vm.device.VirtualCdrom(
+        key=-5, controllerKey=1000, unitNumber=1, backing=vim.vm.device.VirtualCdrom.RemotePassthroughBackingInfo()
+    )
+    raw = vim.vm.device.VirtualDisk(
+        key=-6, controllerKey=1000, unitNumber=0, capacityInKB=1024,
+        backing=vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(deviceName="lun"),
+    )  # fmt: skip
+    moved = vim.vm.device.VirtualDisk(key=first.key, controllerKey=1000, unitNumber=1, backing=first.backing)
+    own = new_disk(MIB, unit=7, controller=1000)
+    twice = [add(new_disk(MIB, unit=3, controller=1000), file="create") for _ in range(2)]
+    late = [add(new_disk(MIB, unit=1, controller=1000), file="create"), remove(second)]
+    for number, changes in ((0, [add(drive)]), (0, [add(raw)]), (0, [edit(moved)]), (0, [add(own, file="create")])):
+        with pytest.raises(vim.fault.InvalidDeviceSpec) as refused:
+            sim.reconfigure(vm, deviceChange=changes)
+        assert refused.value.deviceIndex == number
+    with pytest.raises(vim.fault.InvalidDeviceSpec) as refused:
+        sim.reconfigure(vm, deviceChange=twice)
+    assert refused.value.deviceIndex == 1
+    with pytest.raises(vim.fault.InvalidDeviceSpec):
+        sim.reconfigure(vm, deviceChange=late)
+    assert [d.unitNumber for d in disks(vm)] == [0, 1]
+    sim.reconfigure(vm, deviceChange=[remove(second), edit(moved), twice[0]])
+    assert sorted(d.unitNumber for d in disks(vm)) == [1, 3]
+
+
 def test_a_clone_has_the_content_and_new_identities(sim: Sim) -> None:
     vm = sim.create("c-src", sizes=(4 * MIB, 2 * MIB), extraConfig=[vim.option.OptionValue(key="k", value="v")])
     sim.write(vm, 12345, b"content")
