@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -119,12 +120,14 @@ def run(
 
 
 def _context() -> Any:
-    """The server ends with the process that asked for it first: with the tests."""
+    """The server ends with the process that asked for it first: with the tests. So does the folder of its socket, which
+    they remove themselves only where they end by themselves (not by a signal, nor as workers of pytest-xdist)."""
     global _server
     if _server is None:
         _server = multiprocessing.get_context("forkserver")
-        _server.set_forkserver_preload(_LOADED)
+        _server.set_forkserver_preload(["tests.forked", *_LOADED])
         before = dict(os.environ)
+        os.environ["FORKS_FOLDER"] = multiprocessing.util.get_temp_dir()
         os.environ.update(PYTHONPATH=str(ROOT), REMAP_SIGTERM="SIGQUIT")  # read when Celery is imported: tasks/serve.py
         os.environ.pop("UNDERSTUDY_CONFIG", None)
         try:
