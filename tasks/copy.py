@@ -8,7 +8,7 @@ from celery import Task
 
 from tasks.app import app, here
 from tasks.dispatch import done, only_known, send_requested, with_helpers
-from workers import copy
+from workers import copy, named
 from workers.copies import CopyPlan, check_ends
 from workers.errors import BadInput, NotFound
 from workers.restore_points import choose, uuids_of
@@ -39,6 +39,8 @@ def plan(vm: str, source: str, to: str, point: str | None) -> CopyPlan:
 
 def _meant(vm: str, source: str, to: str, point: str | None) -> tuple[str, str, str | None]:
     """Instance UUID and name of the VM, and the id of the point that is asked for; None = the newest when it runs."""
+    for store in (source, to):
+        named.store(here(), store)
     check_ends(here().settings, source, to)
     found = {uuid: here().catalogue.points(uuid, source) for uuid in uuids_of(here(), vm)}
     having = [uuid for uuid, points in found.items() if points]

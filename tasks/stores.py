@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tasks import show
-from workers.errors import BadInput, NotFound, UnderstudyError
+from workers import named
+from workers.errors import NotFound, UnderstudyError
 from workers.prune import Freed, Retired
 from workers.run import Here, storage_in_words
 from workers.store import CompactReport, Figures, PruneReport, Store
@@ -15,11 +16,9 @@ from workers.store_keys import KeyReport
 
 def chosen(here: Here, names: Sequence[str] | None) -> list[str]:
     """The stores that were named, or all. `BadInput` for one that is not configured."""
-    known = here.settings.stores
     for name in names or ():
-        if name not in known:
-            raise BadInput(f"there is no store {name!r} in the configuration; known: {', '.join(sorted(known))}")
-    return list(dict.fromkeys(names or known))
+        named.store(here, name)
+    return list(dict.fromkeys(names or here.settings.stores))
 
 
 def opened(here: Here, name: str) -> Store:

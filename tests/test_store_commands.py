@@ -174,8 +174,10 @@ def test_list_says_what_can_be_read_from_here(store: Store, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["store", "stats", "other"], "there is no store 'other' in the configuration; known: main"),
-        (["prune", "other"], "there is no store 'other'"),
+        (["store", "stats", "other"], "there is no store 'other'; configured are: main"),
+        (["prune", "mian"], "there is no store 'mian'; configured are: main; did you mean main?"),
+        (["copy", "web", "--from", "main", "--to", "far"], "there is no store 'far'; configured are: main"),
+        (["restore", "web", "--store", "maim", "--site", "prod"], "there is no store 'maim'"),
         (["store", "verify", "--vm", "nobody"], "no VM 'nobody' has a restore point"),
     ],
 )

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pydantic import Field
 
+from workers import named
 from workers.catalogue import KnownVm, PointSummary
 from workers.errors import BadInput, ConfigError, NotFound, Refused, UnderstudyError
 from workers.models import Model, Provisioning, RestorePoint
@@ -101,7 +102,7 @@ def order_of(here: Here, wish: Wish) -> Order:
 def _point(here: Here, wish: Wish) -> PointSummary:
     """The point that is meant, of the one VM and the one store that are meant."""
     if wish.store:
-        here.settings.store(wish.store)
+        named.store(here, wish.store)
     points = [
         point
         for uuid in uuids_of(here, wish.vm)
@@ -188,7 +189,7 @@ def _beside(here: Here, order: Order, wish: Wish, point: RestorePoint) -> Order:
     site = wish.site or (target.site if target else point.vm.site)
     if target is not None and site != target.site:
         raise BadInput(f"the recovery target {wish.target} is at the site {target.site}, not at {site}")
-    here.settings.site(site)
+    named.site(here, site)
     datastore = wish.datastore or (target.datastore if target else "")
     if not datastore:
         if site != point.vm.site:
