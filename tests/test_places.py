@@ -10,7 +10,7 @@ import pytest
 from tests.store.disks import disk_model, identity
 from workers.disks.gentle import APART, LOWEST, MIB, GentleWriter, Pace
 from workers.models import VmConfig, VmState
-from workers.places import wanted_of
+from workers.places import pause, wanted_of
 from workers.point import Piece
 from workers.settings import Limits
 
@@ -34,6 +34,11 @@ def test_what_is_not_there_yet_or_has_no_limit() -> None:
     assert wanted_of(limits, "dr", None, ("ds1",)) == {"datastore ds1 of dr": 3}
     assert wanted_of(limits, "dr", state("[ds2] a.vmdk", host="")) == {"datastore ds2 of dr": 3}
     assert wanted_of(Limits(host=0, vcenter=0, datastore=0), "dr", state("[ds2] a.vmdk")) == {}
+
+
+def test_the_first_of_a_line_look_more_often() -> None:
+    assert pause(30, None) == 30
+    assert [pause(32, ahead) for ahead in (0, 1, 7, 1999)] == [4, 8, 32, 32]
 
 
 def feed(pace: Pace, seconds: float, count: int) -> None:

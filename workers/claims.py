@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from workers import faults, quarantine
@@ -38,6 +39,8 @@ class Claims:
         self._held: set[tuple[str, int]] = set()
         #: whether it has places on a host, a datastore, a vCenter; and keeps them for the run's next message
         self.placed = self.stays = False
+        #: since when it waits for its places, so that who came later lets it go first; None = it does not wait in line
+        self.waits_since: datetime | None = run.created
         #: whether it counts as one of those who share a link
         self.shares = False
 

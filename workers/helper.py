@@ -9,7 +9,7 @@ import structlog
 from workers import faults
 from workers.catalogue import CONDEMNED, PLAN, STOP
 from workers.errors import Conflict, FencedOut, SliceFailed, SnapshotLost, Stopped, Transient, UnderstudyError
-from workers.models import RunKind, RunReport, Slice
+from workers.models import Run, RunKind, RunReport, Slice
 from workers.run import Here, Live, NotYet, OutOfTime, execution, of_kind, renewed, storage_in_words
 
 log = structlog.get_logger()
@@ -24,6 +24,10 @@ class NotAsLeft(Exception):
 
 class Helper(Live):
     """An execution that has claims of slices at most, never of their run."""
+
+    def __init__(self, here: Here, run: Run, owner: str) -> None:
+        super().__init__(here, run, owner)
+        self.waits_since = None  # it is gone when there is no place for one more
 
     @property
     def place_holder(self) -> str:

@@ -56,7 +56,12 @@ class Shared(Exception):
 
 
 class NotYet(Exception):
-    """Nothing is wrong, but something else must end first: the run goes on later, and no try is counted."""
+    """Nothing is wrong, but something else must end first: the run goes on later, and no try is counted.
+    `pause`: seconds until then, where that is not a whole lease."""
+
+    def __init__(self, sentence: str, pause: float | None = None) -> None:
+        super().__init__(sentence)
+        self.pause = pause
 
 
 class Live(Claims):
@@ -234,7 +239,8 @@ def execute(here: Here, run_id: str, kind: RunKind, work: Callable[[Live], RunRe
         except (NotYet, TaskStillRunning) as err:
             # vCenter or another run works: however long that takes, it is no failed try
             live.note(str(err))
-            return _put_off(live, err, seconds(tuning.lease), counted=False)
+            pause = err.pause if isinstance(err, NotYet) else None
+            return _put_off(live, err, seconds(tuning.lease) if pause is None else pause, counted=False)
         except (Transient, Conflict) as err:
             now = here.catalogue.run(run_id)  # a checkpoint that got further started the counts again
             if now.attempts >= quarantine.tries(err.family, tuning):

@@ -72,12 +72,20 @@ def test_open_refuses_what_is_not_there(url: str) -> None:
         Catalogue.open(url)
 
 
-def test_a_version_by_its_earlier_name_is_the_same(catalogue: Catalogue) -> None:
-    _pretend(catalogue, "0009_copy6")
-    assert Catalogue.open(catalogue.url).realm == catalogue.realm
-    assert Catalogue.create(catalogue.url).realm == catalogue.realm
-    with catalogue.read() as conn:
+def test_a_version_by_its_earlier_name_is_the_same(url: str) -> None:
+    old = Catalogue(url)
+    if old.file is not None:
+        old.file.touch()
+    with old.write() as conn:
+        migrations.upgrade(conn, url, "0009_places")
+    _pretend(old, "0009_copy6")
+    with pytest.raises(ConfigError, match=r"older version \(0009_places\).*understudy init"):
+        Catalogue.open(url)
+    realm = Catalogue.create(url).realm
+    assert Catalogue.open(url).realm == realm
+    with old.read() as conn:
         assert conn.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == VERSIONS[-1]
+    old.close()
 
 
 def test_open_refuses_a_newer_version(catalogue: Catalogue) -> None:

@@ -56,6 +56,7 @@ from workers.catalogue.holds import ENDS, Hold, HoldKind
 from workers.catalogue.inventory import Inventory, KnownVm
 from workers.catalogue.leases import STOP
 from workers.catalogue.memberships import Membership
+from workers.catalogue.places import Full
 from workers.catalogue.points import PointSummary
 from workers.catalogue.scrubs import Damage, Scrub
 from workers.catalogue.slices import CONDEMNED, PLAN, Short, SliceState
@@ -70,6 +71,7 @@ __all__ = [
     "Damage",
     "Dropped",
     "Ended",
+    "Full",
     "HalfApplied",
     "Hold",
     "HoldKind",

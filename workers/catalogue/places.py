@@ -1,10 +1,11 @@
-"""Places that are few: who has one of a link, a host, a datastore, a vCenter just now. A lease each, by the
-database's clock, so that they die with their holder."""
+"""Places that are few: who has one of a link, a host, a datastore, a vCenter just now, and who waits for one. A lease
+each, by the database's clock, so that they die with their holder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -13,26 +14,53 @@ from workers.catalogue.database import Database, now, take_turns, upsert
 from workers.catalogue.runs import free_at
 
 P = schema.places.c
+HELD, WAITS = P.waits_since.is_(None), P.waits_since.is_not(None)
 
 
-def take_places(db: Database, holder: str, wanted: Mapping[str, int], lease_s: float) -> str | None:
+class Full(NamedTuple):
+    """What has no place for the holder, and how many stand before it in the line there; None = it is in no line."""
+
+    resource: str
+    ahead: int | None
+
+
+def take_places(
+    db: Database,
+    holder: str,
+    wanted: Mapping[str, int],
+    lease_s: float,
+    *,
+    since: datetime | None = None,
+    patience_s: float = 0,
+) -> Full | None:
     """A place of each of these for so long, or none of them: then which of them has no place free. Taking what the
-    holder has already changes only the lease. `wanted`: how many places there are of each."""
+    holder has already changes only the lease. `wanted`: how many places there are of each.
+
+    Who is refused, and has waited for longer than `patience_s` since then, stands in the line of each for so long, too:
+    the last place of each is kept for who is first there. So nobody waits for ever who needs several at once; whoever
+    is oldest of all is kept waiting by nobody's coming, and one place of each is all that lies idle for it.
+    """
     with db.write() as conn:
-        moment = _begin(conn)
+        moment = _begin(conn, holder)
+        until = moment + timedelta(seconds=lease_s)
+        known = _others(conn, wanted, holder, since)
         for resource, most in wanted.items():
-            if _others(conn, resource, holder) >= most:
-                return resource
-        _put(conn, list(wanted), holder, moment + timedelta(seconds=lease_s))
+            taken, older, mine = known.get(resource, (0, 0, 0))
+            if taken >= most or (older and not mine and taken + 1 >= most):
+                if since is None or since > moment - timedelta(seconds=patience_s):
+                    return Full(resource, None)
+                _put(conn, wanted, holder, until, waits_since=since)
+                return Full(resource, older)
+        _put(conn, wanted, holder, until)
         return None
 
 
 def share(db: Database, resource: str, holder: str, lease_s: float) -> int:
     """Be one of those who share it, for so long: how many they are, the holder among them."""
     with db.write() as conn:
-        moment = _begin(conn)
+        moment = _begin(conn, holder)
         _put(conn, [resource], holder, moment + timedelta(seconds=lease_s))
-        return _others(conn, resource, holder) + 1
+        return _others(conn, [resource], holder, None)[resource][0] + 1
 
 
 def keep_places(db: Database, holder: str, lease_s: float) -> None:
@@ -43,7 +71,7 @@ def keep_places(db: Database, holder: str, lease_s: float) -> None:
 
 
 def leave_places(db: Database, holder: str) -> None:
-    """All that the holder has."""
+    """All that the holder has or waits for."""
     with db.write() as conn:
         conn.execute(sa.delete(schema.places).where(P.holder == holder))
 
@@ -53,24 +81,40 @@ def places(db: Database) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     with db.read() as conn:
         taken = ~free_at(P.lease_until, now(conn))
-        for row in conn.execute(sa.select(P.resource, P.holder).where(taken).order_by(P.resource, P.holder)):
+        for row in conn.execute(sa.select(P.resource, P.holder).where(taken, HELD).order_by(P.resource, P.holder)):
             found.setdefault(row.resource, []).append(row.holder)
     return found
 
 
-def _begin(conn: sa.Connection) -> datetime:
-    """One after the other, and without those whose time is over."""
+def _begin(conn: sa.Connection, holder: str) -> datetime:
+    """One after the other, and without those whose time is over, and what the holder waited for until now."""
     take_turns(conn, "places")
     moment = now(conn)
-    conn.execute(sa.delete(schema.places).where(free_at(P.lease_until, moment)))
+    conn.execute(sa.delete(schema.places).where(free_at(P.lease_until, moment) | ((P.holder == holder) & WAITS)))
     return moment
 
 
-def _others(conn: sa.Connection, resource: str, holder: str) -> int:
-    count = sa.select(sa.func.count()).where(P.resource == resource, P.holder != holder)
-    return int(conn.execute(count.select_from(schema.places)).scalar_one())
+def _others(
+    conn: sa.Connection, resources: Iterable[str], holder: str, since: datetime | None
+) -> dict[str, tuple[int, int, int]]:
+    """Of each: places that others have, those who wait for longer, and whether the holder has one. One query for all."""
+    count, first = sa.func.count(), WAITS if since is None else P.waits_since < since
+    taken, mine = count.filter(HELD, P.holder != holder), count.filter(P.holder == holder)
+    query = sa.select(P.resource, taken, count.filter(first), mine).where(P.resource.in_(list(resources)))
+    return {row[0]: (row[1], row[2], row[3]) for row in conn.execute(query.group_by(P.resource))}
 
 
-def _put(conn: sa.Connection, resources: list[str], holder: str, until: datetime) -> None:
-    lines = [{"resource": each, "holder": holder, "lease_until": until} for each in sorted(resources)]
-    upsert(conn, schema.places, lines, update=("lease_until",))
+def _put(
+    conn: sa.Connection,
+    resources: Iterable[str],
+    holder: str,
+    until: datetime,
+    *,
+    waits_since: datetime | None = None,
+) -> None:
+    """To wait changes nothing of what the holder has."""
+    lines = [
+        {"resource": each, "holder": holder, "lease_until": until, "waits_since": waits_since}
+        for each in sorted(resources)
+    ]
+    upsert(conn, schema.places, lines, update=("lease_until",) if waits_since is None else ())

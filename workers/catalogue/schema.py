@@ -267,13 +267,14 @@ points = sa.Table(
     sa.Index("ix_points_store_vm_seq", "store", "vm", "seq"),
 )
 
-#: Who has one of few places just now: of a link, a host, a datastore, a vCenter.
+#: Who has one of few places just now: of a link, a host, a datastore, a vCenter. With `waits_since`: who waits for one.
 places = sa.Table(
     "places",
     metadata,
     _text("resource", primary_key=True),
     _text("holder", primary_key=True),
     _time("lease_until"),
+    _time("waits_since", nullable=True),
     sa.Index("ix_places_holder", "holder"),
 )
 

@@ -17,6 +17,7 @@ VERSIONS = (
     "0007_spread",
     "0008_errors",
     "0009_places",
+    "0010_waiting",
 )
 #: what a version was called before the first release -> its name
 RENAMED = {"0009_copy6": "0009_places"}
