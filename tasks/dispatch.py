@@ -14,6 +14,7 @@ from workers.errors import BadInput, BrokerUnreachable
 from workers.models import Run, RunKind, RunReport, Trigger
 from workers.replica_held import BACK_TO
 from workers.run import Here
+from workers.scrub import LATE
 from workers.undo import SYNC_POINT
 
 WORK = {
@@ -96,6 +97,7 @@ def _publish(messages: Sequence[tuple[str, Run]], countdown: float | None = None
 
 
 def _send(task: str, run: Run, producer: Any, countdown: float | None) -> None:
+    late = LATE in run.memory
     app.send_task(
         task,
         kwargs={"run": run.id, "vm": run.vm},
@@ -103,8 +105,8 @@ def _send(task: str, run: Run, producer: Any, countdown: float | None) -> None:
         queue=queue_of(run),
         countdown=countdown,
         producer=producer,
-        # a scrub: whatever else is due at the site goes first
-        priority=LAST if run.kind is RunKind.VERIFY and run.trigger is Trigger.SCHEDULE else None,
+        # a scrub: whatever else is due at the site goes first, unless that has gone on for too long
+        priority=LAST if run.kind is RunKind.VERIFY and run.trigger is Trigger.SCHEDULE and not late else None,
     )
 
 

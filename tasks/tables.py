@@ -90,6 +90,8 @@ def compared(lines: Sequence[Protected]) -> None:
         if known is not None and known.ended is None and known.total:
             share = f"{100 * known.covered / known.total:.0f} %"
             text += f"; the round that began at {show.moment(known.began)} UTC has come to {share}"
+        if line.scrub_late is not None:
+            text += f"; its next part has been due for {show.age(line.scrub_late)}"
         show.say(f"{line.vm}: {text}")
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers import scrub
+from workers import due, scrub
 from workers.catalogue import Scrub
 
 VM = "5029d1c2-0000-0000-0000-000000000001"
@@ -27,7 +27,9 @@ class Replica:
         self.seen: dict[str, list[tuple[int, int]]] = {}
 
     def due(self, now: datetime) -> bool:
-        return scrub.is_due(self.share, self.known, START, VM, now)
+        since = scrub.due_since(self.share, self.known, START, VM, now)
+        assert since is None or START < since <= now
+        return since is not None
 
     def run(self, now: datetime, most: int) -> None:
         """One run, which may end after `most` bytes."""
@@ -92,16 +94,16 @@ def test_parts_are_spread_over_the_days() -> None:
 
 def test_nothing_is_due() -> None:
     later = START + timedelta(days=3)
-    assert not scrub.is_due(0, None, START, VM, later), "switched off"
-    assert not scrub.is_due(0.5, None, START, VM, START), "synced just now"
-    assert scrub.is_due(0.5, None, START, VM, later)
+    assert scrub.due_since(0, None, START, VM, later) is None, "switched off"
+    assert scrub.due_since(0.5, None, START, VM, START) is None, "synced just now"
+    assert scrub.due_since(0.5, None, START, VM, later) is not None
 
 
 def test_each_vm_has_its_own_time_of_day() -> None:
     turns = set()
     for number in range(40):
         who = f"vm-{number}"
-        turns.add(next(h for h in range(25) if scrub.is_due(0.1, None, START, who, START + timedelta(hours=h))))
+        turns.add(next(h for h in range(25) if scrub.due_since(0.1, None, START, who, START + timedelta(hours=h))))
     assert len(turns) > 12
 
 
@@ -123,3 +125,38 @@ def test_disks_come_and_go_within_a_round() -> None:
     assert chosen == {"b": (4 * MIB, 5 * MIB)}
     chosen, _, _ = scrub.scope([("a", MIB)], known, 1)
     assert chosen == {}
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.floats(0.001, 1), st.integers(0, 300 * MIB), st.integers(1, 300 * MIB), st.integers(0, 400))
+def test_since_when_a_part_is_due(share: float, covered: int, total: int, days: int) -> None:
+    """The first slot at which it would have been due, looked for one by one."""
+    known = Scrub(target="t", began=START, covered=min(covered, total), total=total)
+    now = START + timedelta(days=days, hours=1)
+    since = scrub.due_since(share, known, START, VM, now)
+    first = due.slot(scrub.DAILY, VM, START)
+    assert first is not None
+    slots = [first + timedelta(days=day) for day in range(days + 2)]
+    wanted = (at for at in slots if at <= now and scrub.due_since(share, known, START, VM, at) is not None)
+    assert since == next(wanted, None)
+
+
+def test_who_was_passed_over_for_more_than_a_day_goes_first_once_a_day() -> None:
+    known = Scrub(target="t", began=START, covered=10 * MIB, total=100 * MIB)
+    first = due.slot(scrub.DAILY, VM, START)
+    assert first is not None
+    now = first + timedelta(days=2)
+    since = scrub.due_since(0.1, known, START, VM, now)
+    assert since == first + timedelta(days=1) and not scrub.goes_first(since, None, VM, now)
+    now += timedelta(seconds=1)
+    assert scrub.goes_first(since, None, VM, now)
+    yesterday, today = (scrub.slot(known, VM, at) for at in (now - timedelta(days=1), now))
+    assert scrub.goes_first(since, yesterday, VM, now) and not scrub.goes_first(since, today, VM, now)
+    assert not scrub.goes_first(None, None, VM, now)
+
+
+def test_what_is_late_is_said() -> None:
+    day = 86400.0
+    assert scrub.lateness("it", None, None) == scrub.lateness("it", day, None) == ""
+    assert scrub.lateness("it", 1.5 * day, None) == "it is 1 day late; all of it never was compared"
+    assert scrub.lateness("it", 9.5 * day, START).startswith("it is 9 days late; all of it was compared last until 2026")

@@ -215,7 +215,8 @@ class _Tick:
         catalogue = here.catalogue
         self.here = here
         self.now = now
-        self.used = {kind: catalogue.used_slots(kind) for kind in (RunKind.BACKUP, RunKind.SYNC, RunKind.COPY)}
+        kinds = (RunKind.BACKUP, RunKind.SYNC, RunKind.COPY, RunKind.VERIFY)
+        self.used = {kind: catalogue.used_slots(kind) for kind in kinds}
         self.newest = {(p.store, p.vm): p for p in catalogue.newest_points()}
         self.held_by = {p.pair: p for p in catalogue.latest_sync_points()}
         self.scrubs = catalogue.scrubs()
@@ -243,16 +244,15 @@ class _Tick:
                 self.live.add(target)
                 return
 
-    def compare(self, member: Member, pair: Pair) -> None:
-        """A part of the replica is compared, when that is due and nothing else of it is."""
+    def compare(self, member: Member, pair: Pair, late: datetime | None = None) -> None:
+        """The part of the replica that is due is compared, unless something else of it is under way."""
         target, group = replicate.target_of(pair.id), member.group
-        held, known = self.held_by.get(pair.id), self.scrubs.get(target)
-        if held is None or target in self.live or self._turn(target)[0] is not Turn.GO:
+        if target in self.live or self._turn(target)[0] is not Turn.GO:
             return
-        if scrub.is_due(group.scrub, known, held.committed, pair.source, self.now):
-            slot = scrub.slot(known, pair.source, self.now)
-            run, made = verify.request_part(self.here, pair, slot, share=group.scrub, repair=group.scrub_repair)
-            self.fresh += [run] if made else []
+        slot = scrub.slot(self.scrubs.get(target), pair.source, self.now)
+        run, made = verify.request_part(self.here, pair, slot, share=group.scrub, repair=group.scrub_repair, late=late)
+        self.fresh += [run] if made else []
+        self.live |= {target} if run.live else set()
 
     def _turn(self, target: str) -> tuple[Turn, str]:
         held = {str(kind): said for kind, said in self.held.get(target, {}).items()}
@@ -296,8 +296,12 @@ def _due_of(tick: _Tick, member: Member) -> None:
     point = at.id if at is not None else None
     if group.replicate.after_backup and point is not None and (held is None or held.point != point):
         slots.append((Trigger.AFTER_BACKUP, after(point)))
+    part_due = verify.part_due([group], pair, held, tick.scrubs.get(target), tick.now)
+    if scrub.goes_first(part_due, tick.used[RunKind.VERIFY].get(target), pair.source, tick.now):
+        tick.compare(member, pair, part_due)
     tick.start(target, lambda trigger, slot: request_sync(tick.here, pair, trigger, slot), slots)
-    tick.compare(member, pair)
+    if part_due is not None:
+        tick.compare(member, pair)
 
 
 def _copy_due(tick: _Tick, member: Member) -> None:

@@ -17,6 +17,9 @@ from workers.settings import Schedule
 DAILY = Schedule(every="1d", jitter="1d")
 DAY = timedelta(days=1)
 
+#: in the memory of a run: since when its part was due, where that is so long ago that it goes first
+LATE = "late"
+
 #: a round's borders lie at multiples of this: a restore point's blocks and a file system's pages are not cut
 STEP = 1 << 20
 
@@ -45,14 +48,42 @@ def share_due(share: float, began: datetime, who: str, now: datetime) -> float:
     return min(1.0, share * (1 + max(0, days)))
 
 
-def is_due(share: float, known: Round | None, since: datetime, who: str, now: datetime) -> bool:
-    """Whether something is to be compared now. `since`: when there was something to compare for the first time."""
-    if share <= 0:
-        return False
-    if known is None or known.ended is not None:
-        slot = due.slot(DAILY, who, now)
-        return slot is not None and slot > (since if known is None or known.ended is None else known.ended)
-    return covered_by(share_due(share, known.began, who, now), known.total) > known.covered
+def due_since(share: float, known: Round | None, since: datetime, who: str, now: datetime) -> datetime | None:
+    """The slot at which what is to be compared next became due; None = nothing is.
+    `since`: when there was something to compare for the first time."""
+    running = known if known is not None and known.ended is None else None
+    first = due.slot(DAILY, who, running.began if running else known.ended or since if known else since)
+    if share <= 0 or first is None:
+        return None
+    if running is None:
+        return first + DAY if first + DAY <= now else None
+    if covered_by(share_due(share, running.began, who, now), running.total) <= running.covered:
+        return None
+    days = max(0, int((running.covered - STEP) / (share * running.total)) - 1)  # or a little later, by a border's rounding
+    while covered_by(min(1.0, share * (1 + days)), running.total) <= running.covered:
+        days += 1
+    return first + days * DAY
+
+
+def is_late(part_due: datetime, now: datetime) -> bool:
+    """It was passed over for more than a whole day."""
+    return now - part_due > DAY
+
+
+def goes_first(part_due: datetime | None, last: str | None, who: str, now: datetime) -> bool:
+    """Whether a part goes before what is due more often: late, and once a day. `last`: the latest `slot` with a run."""
+    today = due.slot(DAILY, who, now)
+    tried = last is not None and today is not None and last.startswith(due.slot_name(today))
+    return part_due is not None and is_late(part_due, now) and not tried
+
+
+def lateness(what: str, late: float | None, whole: datetime | None) -> str:
+    """In words, where a part was due so many seconds ago that it is late; else empty. `whole`: when all was last."""
+    if late is None or late <= DAY.total_seconds():
+        return ""
+    days = int(late / DAY.total_seconds())
+    last = f"all of it was compared last until {whole:%Y-%m-%d %H:%M} UTC" if whole else "all of it never was compared"
+    return f"{what} is {days} day{'s' if days > 1 else ''} late; {last}"
 
 
 def slot(known: Round | None, who: str, now: datetime) -> str:

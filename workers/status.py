@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from datetime import datetime
 
-from workers import backup, dispatch, quarantine, replicate
+from workers import backup, dispatch, quarantine, replicate, scrub, store_scrub, verify
 from workers.catalogue import Damage, Ended, HalfApplied, HoldKind, KnownVm, PointSummary, Scrub
 from workers.errors import BadInput, NotFound, ValidationFailed
 from workers.grace import farewell
@@ -41,6 +42,11 @@ class Protected(Model):
     last_sync: Ended | None
     #: how far the replica was compared with its sync point, and where it differs
     scrub: Scrub | None = None
+    #: seconds since a part of it was to be compared; None = nothing is due
+    scrub_late: float | None = None
+    #: the same of the store
+    store_scrub: Scrub | None = None
+    store_scrub_late: float | None = None
     damages: tuple[Damage, ...] = ()
     last_verify: Run | None = None
     #: a sync stopped half way, or is under way
@@ -77,6 +83,9 @@ class Protected(Model):
         checked = self.last_verify
         if checked is not None and checked.family not in (None, ValidationFailed.family):
             yield f"verify: {checked.error}"
+        if self.state not in (State.DISABLED, State.PAUSED):
+            whole = self.scrub.whole_ended if self.scrub is not None else None
+            yield from filter(None, [scrub.lateness("verify: the scrub of the replica", self.scrub_late, whole)])
         if self.half_applied is not None and not any(_writes(run) for run in self.live):
             yield f"replica: {half_applied_words(self.vm, self.half_applied)}"
         yield from filter(None, (self.objection, self.remark))
@@ -126,6 +135,7 @@ class _Known:
         for each in catalogue.damages():
             self.damages.setdefault(each.target, []).append(each)
         self.half = catalogue.half_applied()
+        self.stores = store_scrub.parts_due(here, self.scrubs, self.newest.values(), self.now)
         self.groups = here.settings.groups
         self.tuning = here.settings.tuning
 
@@ -147,6 +157,9 @@ class _Known:
             damage=self._damage(pair, target),
             back=(last := self.last.get(target)) is not None and BACK_TO in last.run.memory,
         )
+
+    def late(self, part_due: datetime | None) -> float | None:
+        return (self.now - part_due).total_seconds() if part_due is not None else None
 
     def _damage(self, pair: Pair | None, target: str) -> str:
         found = self.damages.get(target)
@@ -221,12 +234,35 @@ def _line(
         last_backup=known.last.get(chain),
         last_sync=known.last.get(fenced),
         scrub=known.scrubs.get(fenced),
+        scrub_late=known.late(_part_due(known, pair, groups)),
+        store_scrub=known.scrubs.get(store_scrub.target_of(store)),
+        store_scrub_late=known.late(known.stores.get(store)),
         damages=tuple(known.damages.get(fenced, [])),
         last_verify=known.verified.get(fenced),
         half_applied=known.half.get(pair.id) if pair is not None else None,
         remark=_remark(vm, groups, farewell(known.roll, uuid), _moved(known.roll, uuid, pair, store, copied_from)),
         objection=objection,
     )
+
+
+def _part_due(known: _Known, pair: Pair | None, groups: Iterable[str]) -> datetime | None:
+    if pair is None:
+        return None
+    compared = known.scrubs.get(replicate.target_of(pair.id))
+    return verify.part_due(map(known.groups.__getitem__, groups), pair, known.synced.get(pair.id), compared, known.now)
+
+
+def late_stores(lines: Iterable[Protected]) -> list[str]:
+    """Of the stores of these lines whose scrub is late, a sentence each."""
+    said = (
+        scrub.lateness(
+            f"the scrub of the store {line.store}",
+            line.store_scrub_late,
+            line.store_scrub.whole_ended if line.store_scrub is not None else None,
+        )
+        for line in lines
+    )
+    return list(dict.fromkeys(filter(None, said)))
 
 
 def _moved(roll: Roll, uuid: str, pair: Pair | None, store: str, copied_from: str) -> str:

@@ -6,11 +6,11 @@ stays on record until the same part is read without a fault.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from workers import copies, faults, scrub
-from workers.catalogue import Damage, Scrub
+from workers.catalogue import Damage, PointSummary, Scrub
 from workers.errors import NotFound, StoreDamaged
 from workers.links import toll
 from workers.models import Run, RunKind, RunReport, RunState, Trigger
@@ -29,8 +29,11 @@ def target_of(store: str) -> str:
     return f"store:{store}"
 
 
-def request(here: Here, store: str, *, share: float | None = None, slot: str | None = None) -> tuple[Run, bool]:
-    """The live run over this store, or a new one: of all of it, or of what is due with so much `share` a day."""
+def request(
+    here: Here, store: str, *, share: float | None = None, slot: str | None = None, late: datetime | None = None
+) -> tuple[Run, bool]:
+    """The live run over this store, or a new one: of all of it, or of what is due with so much `share` a day.
+    `late`: it was due at that time, and is so late that its message waits behind no other."""
     here.settings.store(store)
     site = copies.keeper(here.settings, store)
     if site is None:
@@ -42,7 +45,7 @@ def request(here: Here, store: str, *, share: float | None = None, slot: str | N
         site=site,
         trigger=Trigger.AD_HOC if share is None else Trigger.SCHEDULE,
         slot=slot,
-        memory={} if share is None else {SHARE: str(share)},
+        memory={} if share is None else {SHARE: str(share), **({scrub.LATE: late.isoformat()} if late else {})},
     )
 
 
@@ -50,18 +53,33 @@ def due(here: Here, now: datetime) -> list[Run]:
     """A run for each store of which a part is due."""
     known, fresh = here.catalogue.scrubs(), []
     live = {run.target for run in here.catalogue.live_runs()}
+    for name, part_due in parts_due(here, known, here.catalogue.newest_points(), now).items():
+        target = target_of(name)
+        if target in live:
+            continue
+        slot, last = scrub.slot(known.get(target), target, now), here.catalogue.used_slot(target, RunKind.VERIFY)
+        late = part_due if scrub.goes_first(part_due, last, target, now) else None
+        run, made = request(here, name, share=here.settings.stores[name].scrub, slot=slot, late=late)
+        fresh += [run] if made else []
+    return fresh
+
+
+def parts_due(
+    here: Here, known: Mapping[str, Scrub], newest: Iterable[PointSummary], now: datetime
+) -> dict[str, datetime]:
+    """The stores of which a part is to be read, and since when. `newest`: of each VM and store the newest point."""
     groups = here.settings.groups.values()
     used = {group.store for group in groups} | {group.copying.to for group in groups if group.copying is not None}
-    since = {point.store: point.created for point in here.catalogue.newest_points()}
-    for name, configured in here.settings.stores.items():
+    since: dict[str, datetime] = {}
+    for point in newest:
+        since[point.store] = min(point.created, since.get(point.store, point.created))
+    found = {}
+    for name in here.settings.stores.keys() & used & since.keys():
         target = target_of(name)
-        if target in live or name not in used or name not in since:
-            continue
-        if scrub.is_due(configured.scrub, known.get(target), since[name], target, now):
-            slot = scrub.slot(known.get(target), target, now)
-            run, made = request(here, name, share=configured.scrub, slot=slot)
-            fresh += [run] if made else []
-    return fresh
+        part_due = scrub.due_since(here.settings.stores[name].scrub, known.get(target), since[name], target, now)
+        if part_due is not None:
+            found[name] = part_due
+    return found
 
 
 def concerns(here: Here) -> list[str]:

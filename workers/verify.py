@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from workers import places, store_scrub
+from collections.abc import Iterable
+from datetime import datetime
+
+from workers import places, scrub, store_scrub
+from workers.catalogue import Scrub
 from workers.errors import Refused, TargetBusy
 from workers.links import toll
-from workers.models import Pair, Run, RunKind, RunReport, RunState, Trigger
+from workers.models import Pair, Run, RunKind, RunReport, RunState, SyncPoint, Trigger
 from workers.replica_mend import MendedReplica
 from workers.replica_verify import MEND, REPAIR, SHARE, VerifiedReplica
 from workers.replicate import target_of
 from workers.run import Here, Live, NotYet, OutOfTime, execute
+from workers.scrub import LATE
+from workers.settings import Group
 from workers.stored_point import StoredPoint
 from workers.sync import sync
 
@@ -32,9 +38,24 @@ def request(here: Here, pair: Pair, *, repair: bool = False) -> tuple[Run, bool]
     return run, made
 
 
-def request_part(here: Here, pair: Pair, slot: str, *, share: float, repair: bool) -> tuple[Run, bool]:
-    """The run that compares what of a round is due by now (workers/scrub.py). One for each slot."""
-    return _request(here, pair, Trigger.SCHEDULE, slot, {SHARE: str(share), **({REPAIR: "yes"} if repair else {})})
+def request_part(
+    here: Here, pair: Pair, slot: str, *, share: float, repair: bool, late: datetime | None = None
+) -> tuple[Run, bool]:
+    """The run that compares what of a round is due by now (workers/scrub.py). One for each slot.
+    `late`: it was due at that time, and is so late that it waits for its places before all who came since."""
+    memory = {SHARE: str(share), **({REPAIR: "yes"} if repair else {}), **({LATE: late.isoformat()} if late else {})}
+    return _request(here, pair, Trigger.SCHEDULE, slot, memory)
+
+
+def part_due(
+    groups: Iterable[Group], pair: Pair, held: SyncPoint | None, known: Scrub | None, now: datetime
+) -> datetime | None:
+    """Since when a part of the replica is to be compared. A first one: since the day after the pair was made, not after
+    the last sync, for there may be many a day."""
+    if held is None:
+        return None
+    share = max((group.scrub for group in groups), default=0.0)
+    return scrub.due_since(share, known, pair.created or held.committed, pair.source, now)
 
 
 def give_way(here: Here, run: Run) -> None:
@@ -73,6 +94,7 @@ def _verify(live: Live) -> RunReport:
         report = _compare(live, VerifiedReplica(live, pair))
         if live.recall(MEND) is None:
             return report
+    live.waits_since = live.run.created
     target = MendedReplica(live, pair)
     if target.committed_by(live.run.id):  # stopped between the cursor and the catalogue
         return target.conclude()
@@ -81,6 +103,9 @@ def _verify(live: Live) -> RunReport:
 
 
 def _compare(live: Live, target: VerifiedReplica) -> RunReport:
+    late = live.recall(LATE)
+    if SHARE in live.run.memory:
+        live.waits_since = None if late is None else datetime.fromisoformat(late)
     reason = target.nothing_new()
     if reason is not None and live.run.trigger is Trigger.AD_HOC:
         raise Refused(f"{reason}; `understudy status {live.run.vm}` says how it stands")
@@ -95,7 +120,7 @@ def _compare(live: Live, target: VerifiedReplica) -> RunReport:
             raise
         return target.stop_here()  # a sync that is due meanwhile goes first
     except NotYet as err:
-        if SHARE not in live.run.memory:
+        if SHARE not in live.run.memory or late is not None:
             raise
         # It would hold up the syncs of this replica for as long as it waits; what it leaves out is due again.
         live.note(f"{err}; this part is compared later")

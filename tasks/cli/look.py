@@ -33,7 +33,7 @@ def status(
     from workers import store_scrub
     from workers.group import unprotected_in_words
     from workers.members import Roll
-    from workers.status import Filter, ordered, overview, selected, summary
+    from workers.status import Filter, late_stores, ordered, overview, selected, summary
 
     if fail_on not in (None, "problems"):
         raise typer.BadParameter("it can only be: problems", param_hint="--fail-on")
@@ -57,6 +57,8 @@ def status(
         tables.status(lines, everything=whole)
         if vms:
             tables.compared(lines)
+        for sentence in late_stores(lines):
+            show.say(sentence)
         show.say(summary(lines))
         if whole and (outside := unprotected_in_words(roll)):
             show.say(outside)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 from tests.integration.world import MIB, World
 from workers import backup, replicate, verify
+from workers.catalogue import Full
 from workers.models import RunState
 
 
@@ -49,6 +51,16 @@ def test_without_a_place_a_run_waits_in_the_queue(make_world: Callable[..., Worl
     report = verify.run(world.here, part.id)  # it would hold up the syncs of this replica for as long as it waits
     assert report.outcome == "nothing new" and "a place on the datastore ds1 of dr" in report.reason
     assert world.catalogue.run(part.id).state is RunState.NOTHING_NEW
+    # Unless that went on for too long: then it waits, and nobody who comes later is given the place.
+    ago = world.catalogue.now() - timedelta(days=3)
+    part, _ = verify.request_part(world.here, world.pair("place"), "slot-2", share=1.0, repair=False, late=ago)
+    report = verify.run(world.here, part.id)
+    assert report.outcome == "waiting" and "tried again in 0.625 s" in report.reason, "an eighth of a lease"
+    world.catalogue.leave_places("another")
+    assert world.catalogue.take_places("another", {"datastore ds1 of dr": 1}, 60) == Full("datastore ds1 of dr", None)
+    world.expire_lease(part)
+    assert verify.run(world.here, part.id).outcome == "verified"
+    assert world.catalogue.take_places("another", {"datastore ds1 of dr": 1}, 60) is None
     world.catalogue.leave_places("another")
     check, _ = verify.request(world.here, world.pair("place"))
     assert verify.run(world.here, check.id).outcome == "verified"
