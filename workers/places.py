@@ -30,7 +30,7 @@ def demand(live: Live, site: str, state: VmState | None, datastores: Iterable[st
 
 
 def pause(lease: float, ahead: int | None) -> float:
-    """Seconds until a run looks again. The first of a line look often, for what is kept for them lies idle meanwhile."""
+    """Seconds until a run looks again: the first of a line do soon, for what is kept for them lies idle meanwhile."""
     return lease if ahead is None else lease * min(1.0, (ahead + 1) / 8)
 
 

@@ -59,7 +59,7 @@ def due_since(share: float, known: Round | None, since: datetime, who: str, now:
         return first + DAY if first + DAY <= now else None
     if covered_by(share_due(share, running.began, who, now), running.total) <= running.covered:
         return None
-    days = max(0, int((running.covered - STEP) / (share * running.total)) - 1)  # or a little later, by a border's rounding
+    days = max(0, int((running.covered - STEP) / (share * running.total)) - 1)  # or later: borders are rounded up
     while covered_by(min(1.0, share * (1 + days)), running.total) <= running.covered:
         days += 1
     return first + days * DAY

@@ -111,7 +111,9 @@ def test_no_two_devices_share_a_place(sim: Sim) -> None:
     )
     raw = vim.vm.device.VirtualDisk(
         key=-6, controllerKey=1000, unitNumber=0, capacityInKB=1024,
-        backing=vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(deviceName="lun"),
+        backing=vim.vm.device.VirtualDisk.RawDiskMappingVer1BackingInfo(
+            fileName="", deviceName="naa.600", compatibilityMode="physicalMode", diskMode="independent_persistent"
+        ),
     )  # fmt: skip
     moved = vim.vm.device.VirtualDisk(key=first.key, controllerKey=1000, unitNumber=1, backing=first.backing)
     own = new_disk(MIB, unit=7, controller=1000)

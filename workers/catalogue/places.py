@@ -97,7 +97,7 @@ def _begin(conn: sa.Connection, holder: str) -> datetime:
 def _others(
     conn: sa.Connection, resources: Iterable[str], holder: str, since: datetime | None
 ) -> dict[str, tuple[int, int, int]]:
-    """Of each: places that others have, those who wait for longer, and whether the holder has one. One query for all."""
+    """Of each: places that others have, who has waited for longer, whether the holder has one. One query for all."""
     count, first = sa.func.count(), WAITS if since is None else P.waits_since < since
     taken, mine = count.filter(HELD, P.holder != holder), count.filter(P.holder == holder)
     query = sa.select(P.resource, taken, count.filter(first), mine).where(P.resource.in_(list(resources)))
