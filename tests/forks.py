@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _context() -> Any:
         os.environ.update(PYTHONPATH=str(ROOT), REMAP_SIGTERM="SIGQUIT")  # read when Celery is imported: tasks/serve.py
         os.environ.pop("UNDERSTUDY_CONFIG", None)
         try:
-            multiprocessing.forkserver.ensure_running()  # type: ignore[attr-defined]
+            forkserver.ensure_running()
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -141,6 +142,10 @@ def _context() -> Any:
 def _be(arguments: list[str], out: str, err: str, env: dict[str, str], cwd: str) -> None:
     from workers import settings
 
+    # It has from them what tells the server that the tests are there: that would live for as long as any of its forks.
+    here = forkserver._forkserver  # type: ignore[attr-defined]
+    os.close(here._forkserver_alive_fd)
+    here._forkserver_alive_fd = None
     os.setsid()
     # The server has its own; these are those of a new interpreter.
     signal.signal(signal.SIGINT, signal.default_int_handler)

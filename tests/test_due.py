@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-
 from workers.due import EPOCH, _delay, _ticks, is_due, slot, slot_name
 from workers.settings import Schedule, seconds
 

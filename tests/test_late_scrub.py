@@ -89,8 +89,8 @@ def test_a_late_part_waits_behind_no_other_message(here: Here, pair: Pair, monke
         assert made.kind is first
         if first is RunKind.SYNC:
             end(here, made, state=RunState.NOTHING_NEW)
-    sending._send("understudy.verify.run", made, None)
-    sending._send("understudy.verify.run", made.model_copy(update={"memory": {}}), None)
+    sending._send("understudy.verify.run", made, None, None)
+    sending._send("understudy.verify.run", made.model_copy(update={"memory": {}}), None, None)
     assert priorities == [None, sending.LAST]
 
 

@@ -177,7 +177,10 @@ def test_list_says_what_can_be_read_from_here(store: Store, capsys: pytest.Captu
         (["store", "stats", "other"], "there is no store 'other'; configured are: main"),
         (["prune", "mian"], "there is no store 'mian'; configured are: main; did you mean main?"),
         (["copy", "web", "--from", "main", "--to", "far"], "there is no store 'far'; configured are: main"),
-        (["restore", "web", "--store", "maim", "--site", "prod"], "there is no store 'maim'"),
+        (
+            ["restore", "web", "--to", "n", "--store", "maim"],
+            "there is no store 'maim'; configured are: main; did you mean main?",
+        ),
         (["store", "verify", "--vm", "nobody"], "no VM 'nobody' has a restore point"),
     ],
 )
