@@ -64,7 +64,9 @@ def ticks(here: Here, pair: Pair, now: datetime) -> list[Run]:
     return [made for made in dispatch.dispatch(here, now) if made.target == f"pair:{pair.id}"]
 
 
-def test_a_scrub_that_finds_no_place_goes_first_in_the_end_and_once_a_day(here: Here, pair: Pair) -> None:
+def test_a_scrub_that_finds_no_place_goes_first_in_the_end_and_once_a_day(
+    here: Here, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start, found = here.catalogue.now(), dict[int, list[str]]()
     for hour in range(1, 24 * 4, 3):
         for _ in range(3):  # what is made ends at once, without having done anything
@@ -76,6 +78,8 @@ def test_a_scrub_that_finds_no_place_goes_first_in_the_end_and_once_a_day(here: 
     assert first == ["sync", "verify"] and later == [["verify late", "sync"]] * len(later)
     assert 2 <= len(later) <= 3 and all(b - a == 24 for a, b in pairwise(parts)), parts
     assert len(found) == 32, "a sync each time"
+    monkeypatch.setattr(dispatch.verify, "request_part", None)
+    assert ticks(here, pair, start + timedelta(hours=hour)) == [], "what had its try costs no transaction"
 
 
 def test_a_late_part_waits_behind_no_other_message(here: Here, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

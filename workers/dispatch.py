@@ -250,6 +250,8 @@ class _Tick:
         if target in self.live or self._turn(target)[0] is not Turn.GO:
             return
         slot = scrub.slot(self.scrubs.get(target), pair.source, self.now)
+        if slot == self.used[RunKind.VERIFY].get(target):
+            return  # it had its try: thousands without a place are not asked for at each tick
         run, made = verify.request_part(self.here, pair, slot, share=group.scrub, repair=group.scrub_repair, late=late)
         self.fresh += [run] if made else []
         self.live |= {target} if run.live else set()

@@ -58,6 +58,8 @@ def due(here: Here, now: datetime) -> list[Run]:
         if target in live:
             continue
         slot, last = scrub.slot(known.get(target), target, now), here.catalogue.used_slot(target, RunKind.VERIFY)
+        if slot == last:
+            continue
         late = part_due if scrub.goes_first(part_due, last, target, now) else None
         run, made = request(here, name, share=here.settings.stores[name].scrub, slot=slot, late=late)
         fresh += [run] if made else []
@@ -74,9 +76,11 @@ def parts_due(
     for point in newest:
         since[point.store] = min(point.created, since.get(point.store, point.created))
     found = {}
-    for name in here.settings.stores.keys() & used & since.keys():
+    for name, configured in here.settings.stores.items():
+        if name not in used or name not in since:
+            continue
         target = target_of(name)
-        part_due = scrub.due_since(here.settings.stores[name].scrub, known.get(target), since[name], target, now)
+        part_due = scrub.due_since(configured.scrub, known.get(target), since[name], target, now)
         if part_due is not None:
             found[name] = part_due
     return found
