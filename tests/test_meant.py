@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from tests.catalogue import some
 from tests.command import forgetting, run
 from tests.paired import changed, configured, end, identity, seen
-from workers import dispatch, holding, policy
+from workers import dispatch, holding, named, policy
 from workers.destination import of_pair
-from workers.errors import BadInput
+from workers.errors import BadInput, ConfigError, NotFound
 from workers.models import RunState, Trigger
 from workers.run import Here
 from workers.status import Filter, overview, selected
@@ -238,4 +238,11 @@ def test_points_of_a_store_that_can_not_be_read_do_not_seem_to_go(
     said = capsys.readouterr().out
     assert said.count("not known here") == 2 and "goes at the next prune" not in said
     assert "the store old is not in the configuration any more" in said and "main can not be read from here" in said
+    with pytest.raises(ConfigError, match=r"the store old is not in the configuration any more; add stores\.old again"):
+        named.store(here, "old")
+    seen(here, "was", site="burnt")
+    with pytest.raises(ConfigError, match="the site burnt is not in the configuration any more"):
+        named.site(here, "burnt")
+    with pytest.raises(NotFound, match=r"^there is no store 'mein'; configured are: main; did you mean main\?$"):
+        named.store(here, "mein")
     assert "main, VM uuid-web-1" in said and "old, VM uuid-dr-web-1" in said, "two VMs had that name"

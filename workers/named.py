@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-from workers.errors import BadInput
+from workers.errors import NotFound
 from workers.run import Here
 from workers.settings import Site, StoreSettings
 
 
 def store(here: Here, name: str) -> StoreSettings:
-    """Raises `BadInput`; `ConfigError` where the catalogue knows it, so that it was configured once."""
+    """Raises `NotFound`; `ConfigError` where the catalogue knows it, so that it was configured once."""
     known = here.settings.stores
     if name not in known and not any(name == each.store for each in here.catalogue.newest_points()):
-        raise BadInput(unknown("store", name, known))
+        raise NotFound(unknown("store", name, known))
     return here.settings.store(name)
 
 
@@ -22,7 +22,7 @@ def site(here: Here, name: str) -> Site:
     """Raises the same."""
     known = here.settings.sites
     if name not in known and not any(name == vm.identity.site for vm in here.catalogue.inventory()):
-        raise BadInput(unknown("site", name, known))
+        raise NotFound(unknown("site", name, known))
     return here.settings.site(name)
 
 
