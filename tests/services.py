@@ -208,6 +208,8 @@ class Program:
         self.process = self.begin(command, env, cwd)
 
     def begin(self, command: list[str], env: dict[str, str], cwd: Path) -> Any:
+        # A worker that is killed leaves its folder of shared memory behind: not beside everybody's.
+        env = {**env, "TMPDIR": str(self.log.parent)}
         with self.log.open("ab") as out:
             return subprocess.Popen(
                 command, env=env, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
