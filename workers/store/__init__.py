@@ -18,7 +18,8 @@ from workers.store.prune import PruneReport
 from workers.store.read import DiskReader
 from workers.store.stats import Figures
 from workers.store.store import Store
-from workers.store.write import Segment, StoreWriter
+from workers.store.segment import Segment
+from workers.store.write import StoreWriter
 
 __all__ = [
     "Brought",
