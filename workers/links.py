@@ -20,8 +20,8 @@ log = structlog.get_logger()
 LOOK = 5.0
 #: seconds after its last look that a worker counts as one of those who share
 LEASE = 15.0
-#: bytes a second that a worker's part should have: below it the batches that its threads have begun when its time is up,
-#: some 30 MB, would not end before its task is killed, and nobody would come forward
+#: bytes a second that a worker's part should have: below it the batches that its threads have begun when its time is
+#: up, some 30 MB, would not end before its task is killed, and nobody would come forward
 LEAST = 100_000
 
 
@@ -102,7 +102,9 @@ def turn(live: Live, *stores: str) -> None:
             continue
         others = set(live.here.catalogue.places().get(f"link {name}", ())) - {live.owner}
         if len(others) >= max(1, limit // LEAST):
-            raise NotYet(f"waits for its turn on the link {name}: {len(others)} workers share its {limit} bytes a second")
+            raise NotYet(
+                f"waits for its turn on the link {name}: {len(others)} workers share its {limit} bytes a second"
+            )
 
 
 def _crossed(live: Live, stores: Sequence[str]) -> list[str]:

@@ -33,6 +33,8 @@ def _pace(live: Live, site: str, disk: Disk, carrier: str, verb: str) -> Pace:
 def _said(live: Live, done: str) -> Callable[[], None]:
     def said() -> None:
         with suppress(UnderstudyError):  # it must not end what goes well
-            live.note(f"the storage answered much more slowly than before: less was {done} at a time until it recovered")
+            live.note(
+                f"the storage answered much more slowly than before: less was {done} at a time until it recovered"
+            )
 
     return said

@@ -187,9 +187,7 @@ def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.Monk
     assert process.poll() == -signal.SIGKILL
 
 
-def test_an_older_error_is_not_told_as_the_cause_of_the_next_one(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_older_error_is_not_told_as_the_cause_of_the_next_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libnbd, "SILENT", 0.3)
     monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
     with closing(place.disk().reader()) as reader:

@@ -24,8 +24,8 @@ from workers.extents import Extents, Gathering
 LARGEST = 2 << 20
 #: requests, and bytes, that are under way at once: an ESXi host gives one stream 48 buffers
 DEPTH, IN_FLIGHT = 32, 16 << 20
-#: seconds without any answer after which a server counts as hung: VMware's library gives a host 10 minutes to write, and
-#: 3 for the rest (disks/nbdkit.py). Who opens and reads must know it before the task's time is up: then it would be killed
+#: seconds without any answer after which a server counts as hung: VMware's library gives a host 10 minutes to write, 3
+#: for the rest (disks/nbdkit.py). Who opens and reads must know it before the task's time is up, or would be killed
 SILENT, SILENT_WRITING = 240.0, 660.0
 #: what a block of `base:allocation` is asked for at once, and its flag for "reads as zeroes"
 _MAP, _ZERO = 1 << 30, 2
