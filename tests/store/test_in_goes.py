@@ -75,7 +75,13 @@ def grown(seed: int) -> tuple[MemoryDisk, MemoryDisk, Extents]:
     return before, disk, disk.differs(before)
 
 
-@pytest.mark.parametrize(("mode", "threads"), [("delta", 2), ("compare", 1), ("full", 3), ("exact", 1)])
+@pytest.mark.parametrize(
+    ("mode", "threads"),
+    [
+        ("delta", 2),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in (("compare", 1), ("full", 3), ("exact", 1))),
+    ],
+)
 def test_in_goes_as_in_one(tmp_path: Path, mode: str, threads: int) -> None:
     before, disk, truth = grown(1)
     coarse = truth.align(1 << 16, disk.size) | Extents.of([(30 * MIB, 40 * MIB)])
