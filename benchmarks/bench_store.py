@@ -322,7 +322,7 @@ def _size(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--threads", type=int, default=(os.cpu_count() or 2) + 1, help="one waits for its storage")
     parser.add_argument("--size", default="4G", help="of the disks: 4G, or less to try it")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/store-bench"))
     parser.add_argument(

@@ -42,6 +42,7 @@ def attach(folder: Path) -> str:
         made = True
     problem = _run("mount", "-o", "loop,noatime", str(image), str(mount_point))
     if problem is None:
+        _past_the_cache(image)
         return _words_of_image(image)
     if not made:
         raise LabError(
@@ -123,14 +124,25 @@ def _make_image(image: Path) -> str | None:
     return problem
 
 
-def _detach_loops(image: Path) -> None:
-    if not image.exists() or os.geteuid() != 0:
-        return
+def _past_the_cache(image: Path) -> None:
+    """The loop device reads and writes the image itself: else all lies in memory twice, and the copying takes a tenth
+    of a backup's CPU. Where the image's file system cannot do that, it stays as it is."""
+    for device in _loops_of(image):
+        _run("losetup", "--direct-io=on", device)
+
+
+def _loops_of(image: Path) -> list[str]:
     listing = subprocess.run(
         ["losetup", "--noheadings", "--output", "NAME", "--associated", str(image)],
         capture_output=True, text=True, env={**os.environ, "PATH": PATH},
     )  # fmt: skip
-    for device in listing.stdout.split():
+    return listing.stdout.split()
+
+
+def _detach_loops(image: Path) -> None:
+    if not image.exists() or os.geteuid() != 0:
+        return
+    for device in _loops_of(image):
         problem = _run("losetup", "--detach", device)
         if problem is not None:
             raise LabError(f"{device} is still set up for {image} and cannot be detached: {problem}")

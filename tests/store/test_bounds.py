@@ -191,9 +191,9 @@ def test_a_scan_reads_of_the_store_only_what_no_digest_proves(store: Store, monk
     disk.granules |= {2048: noise(GRANULE, 9), 2050: noise(GRANULE, 10)}  # scraps, which share a blob
     backup(store, disk)
     decoded: list[int] = []
-    real = read.decode
-    # counted; it decodes as ever
-    monkeypatch.setattr(read, "decode", lambda pack, slot, data: decoded.append(slot) or real(pack, slot, data))
+    real = read.opened
+    # counted; it opens as ever
+    monkeypatch.setattr(read, "opened", lambda pack, slot, data: decoded.append(slot) or real(pack, slot, data))
     _, made = backup(store, disk, mode="compare")
     assert len(decoded) == 1 and not any(segment.differing for segment in made)
     disk.put(5 * GRANULE, noise(GRANULE, 77))

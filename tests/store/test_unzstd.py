@@ -39,6 +39,22 @@ def test_frames() -> None:
 
 
 @pytest.mark.usefixtures("_way")
+def test_beginnings() -> None:
+    """Of three blocks of a frame, and of a frame after another one that was left in the middle."""
+    contents = [noise(700, 1) * 550, b"abc" * 90_000, noise(4096, 2), b"x"]
+    codec = ZstdCompressor(level=1)
+    frames = [codec.compress(content, ZstdCompressor.FLUSH_FRAME) for content in contents]
+    for share in (0.01, 0.4, 0.5, 0.51, 0.9, 1):
+        for content, frame in zip(contents, frames, strict=True):
+            wanted = max(1, int(len(content) * share))
+            assert bytes(unzstd.beginning(memoryview(frame), len(content), wanted)[:wanted]) == content[:wanted]
+            assert bytes(unzstd.decompress(memoryview(frame), len(content))) == content
+    with pytest.raises(ZstdError):
+        unzstd.beginning(memoryview(b"no frame" + frames[0]), len(contents[0]), 10)
+    assert len(unzstd.beginning(memoryview(frames[0])[:40], len(contents[0]), 1000)) < 1000, "cut off: fewer bytes"
+
+
+@pytest.mark.usefixtures("_way")
 def test_what_is_damaged_is_refused_or_not_what_it_was() -> None:
     content = noise(500, 3) * 400
     frame = bytearray(ZstdCompressor(level=1).compress(content, ZstdCompressor.FLUSH_FRAME))

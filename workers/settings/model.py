@@ -20,7 +20,7 @@ class Tuning(Model):
     """Rarely changed. Each default has its reason in docs/operations.md."""
 
     #: threads per run that read, check and write
-    threads: int = Field(default=2, ge=1, le=64)
+    threads: int = Field(default=3, ge=1, le=64)
     #: how long a task works on a run before it checkpoints and queues the rest
     slice_time: Interval = "4m"
     #: workers that are at one run at once at most; 1 = each run has one

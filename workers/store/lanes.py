@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import EMPTY, GRANULE, Extents
-from workers.point import BATCH, Digested, Piece, Reader
+from workers.point import BATCH, Piece, Reader
 from workers.store import files, layout
 from workers.store.crypt import PLAIN, Keys
 from workers.store.gather import gather, gather_some, spread_out
 from workers.store.layout import ALIGN, BLOCK, PACKED, SCRAP, SMALL, ZSTD
 from workers.store.maps import GRANULES, Places
 from workers.store.packs import Blob
+from workers.store.read import Padded
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdCompressor
@@ -52,7 +53,7 @@ class Work:
     places: Places
     packs: list[int]
     #: the content before, None where that is nothing but zeroes
-    before: Reader | None
+    before: Padded | None
     source: Reader
     #: what the source is asked for; the rest of a batch comes from `before`
     candidates: Extents
@@ -124,10 +125,12 @@ class Lane:
 
     def process(self, work: Work, part: Part) -> None:
         granules = _granules(part.ranges, work.base)
-        alone = work.before is not None and part.source and (work.scan or bool(work.exact))
-        alone = alone and _intersect(part.ranges, work.candidates) == part.ranges
-        was = self._previous(work, part.ranges) if work.before is not None and not alone else None
-        now = self._current(work, part, was)
+        whole = part.source and (work.before is None or _intersect(part.ranges, work.candidates) == part.ranges)
+        alone = whole and work.before is not None and (work.scan or bool(work.exact))
+        was = None
+        if work.before is not None and not alone:
+            was = (self._compared if whole else self._previous)(work, part.ranges)
+        now = self._current(work, part, None if whole else was)
         lines = _lines(now)
         if part.source:
             if alone:
@@ -159,16 +162,27 @@ class Lane:
     # --- reading --------------------------------------------------------------------------------------------
 
     def _previous(self, work: Work, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        """The content before, of which parts will be kept."""
         assert work.before is not None
-        if not len(self._was):
-            self._was = np.empty(BATCH + BLOCK, np.uint8)
-        was = self._was[: sum(length for _, length in ranges)]
+        was = self._room(ranges)
         gather(work.before, ranges, was)
         return was
 
+    def _compared(self, work: Work, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        """The content before, only to compare with."""
+        assert work.before is not None
+        was = self._room(ranges)
+        work.before.peek(ranges, was)
+        return was
+
+    def _room(self, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        if not len(self._was):
+            self._was = np.empty(BATCH + BLOCK, np.uint8)
+        return self._was[: sum(length for _, length in ranges)]
+
     def _unproven(self, work: Work, part: Part, now: NDArray[np.uint8], granules: Ints) -> Mask:
         """Which granules differ. Where a chunk's digest proves that it is as it was, it is not read from the store."""
-        assert isinstance(work.before, Digested)
+        assert work.before is not None
         held, beyond, position = [], [], 0
         for offset, length in part.ranges:
             inside = min(length, max(0, work.before.size - offset))
@@ -178,7 +192,7 @@ class Lane:
         changed = np.zeros(len(granules), bool)
         if left := work.before.undecided([p for p in held if p.length]) + [more for more in beyond if more[1]]:
             at = np.searchsorted(granules, _granules(left, work.base))
-            changed[at] = (_lines(now)[at] != _lines(self._previous(work, left))).any(axis=1)
+            changed[at] = (_lines(now)[at] != _lines(self._compared(work, left))).any(axis=1)
         return changed
 
     def _told(self, work: Work, part: Part, now: NDArray[np.uint8], granules: Ints) -> Mask:
@@ -187,23 +201,21 @@ class Lane:
         changed = np.ones(len(granules), bool)
         if left := list(Extents.of(part.ranges) - work.exact):
             at = np.searchsorted(granules, _granules(left, work.base))
-            changed[at] = (_lines(now)[at] != _lines(self._previous(work, left))).any(axis=1)
+            changed[at] = (_lines(now)[at] != _lines(self._compared(work, left))).any(axis=1)
         return changed
 
     def _current(self, work: Work, part: Part, was: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-        """The content of the batch's ranges as it shall be."""
+        """The content of the batch's ranges as it shall be: the source's, and where it is not asked what `was`."""
         if not part.source:
             assert was is not None
             return was
         asked, into = part.ranges, self._now[: part.bytes]
-        if work.before is not None and was is not None:
-            wanted = _intersect(part.ranges, work.candidates)
-            if wanted != part.ranges:
-                into[:] = was
-                read = gather_some(work.source, part.ranges, wanted, into)
-                with work.lock:
-                    work.read += read
-                return into
+        if was is not None:
+            into[:] = was
+            read = gather_some(work.source, part.ranges, _intersect(part.ranges, work.candidates), into)
+            with work.lock:
+                work.read += read
+            return into
         first = asked[0]
         if len(asked) == 1 and first[0] + first[1] <= work.source.size:
             pieces = work.source.read(asked)
