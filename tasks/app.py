@@ -20,7 +20,7 @@ from workers import settings
 from workers.catalogue import Catalogue
 from workers.errors import ConfigError
 from workers.run import Here
-from workers.settings import Settings, seconds
+from workers.settings import Settings, Tuning, seconds
 from workers.store import Store
 
 CONTROL = "control"
@@ -65,12 +65,15 @@ def adhoc_queue(site: str) -> str:
     return f"adhoc.{site}"
 
 
+def task_limit(tuning: Tuning) -> int:
+    """A slice, and what must still be waited for at its ends: vCenter is not quicker because slices are short."""
+    work = seconds(tuning.slice_time)
+    return max(work * 5 // 2, work + 4 * seconds(tuning.vcenter_wait))
+
+
 def configuration(conf: Settings) -> dict[str, Any]:
     """Celery's settings. What Celery on Redis really loses was measured: see docs/architecture.md, "Celery"."""
-    tuning = conf.tuning
-    work = seconds(tuning.slice_time)
-    # A slice, and what must still be waited for at its ends: vCenter is not quicker because slices are short.
-    limit = max(work * 5 // 2, work + 4 * seconds(tuning.vcenter_wait))
+    tuning, limit = conf.tuning, task_limit(conf.tuning)
     queues = [CONTROL, *(q for site in conf.sites for q in (adhoc_queue(site), data_queue(site)))]
     return {
         "broker_url": conf.redis,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from pydantic import ValidationError
 from tests.configurations import changed
 from workers.bandwidth import crossed, rate
 from workers.catalogue import Catalogue
-from workers.links import LOOK, Share
-from workers.run import Here
+from workers.links import LOOK, Share, turn
+from workers.run import Here, NotYet
 from workers.settings import Link, Settings, Window
 
 WORK = {"from": "08:00", "to": "18:00", "days": "mon-fri", "rate": "10MB", "timezone": "Europe/Berlin"}
@@ -199,3 +200,27 @@ def test_a_catalogue_that_is_away_leaves_the_rate_as_it_was(tmp_path: Path, monk
     began = clock.at
     one.wait(1_000_000, lambda: False)
     assert clock.at - began == pytest.approx(1)
+
+
+def test_a_link_that_few_can_share_is_for_few(tmp_path: Path) -> None:
+    """Else all of them would be too slow for a task's time, and each be killed before anything of it is kept."""
+    catalogue = Catalogue.create(f"sqlite:///{tmp_path}/c.db")
+    narrow = {"links": {"wan": {"rate": "1MB"}}, "stores.main.link": "wan", "sites.prod.link": None}
+    here = Here(settings(**narrow), catalogue)
+    me: Any = SimpleNamespace(here=here, run=SimpleNamespace(site="prod"), owner="me")
+    for number in range(10):
+        turn(me, "main")
+        catalogue.share("link wan", f"other {number}", 60)
+    with pytest.raises(NotYet, match="its turn on the link wan: 10 workers share its 1000000 bytes a second"):
+        turn(me, "main")
+    me.run.site = "dr"  # where the store stands
+    turn(me, "main")
+    me.run.site = "prod"
+    catalogue.leave_places("other 3")
+    turn(me, "main")
+    catalogue.share("link wan", "other 3", -1)  # it has died
+    turn(me, "main")
+    wide = {**narrow, "links": {"wan": {"rate": "1MB", "windows": [{"from": "00:00", "to": "24:00"}]}}}
+    me.here = Here(settings(**wide), catalogue)
+    catalogue.share("link wan", "other 3", 60)
+    turn(me, "main")

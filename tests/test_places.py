@@ -95,7 +95,7 @@ class Disk:
 
 def test_a_writer_gives_way_and_says_so_once() -> None:
     disk, said = Disk(), []
-    writer = GentleWriter(disk, lambda: said.append("slow"), clock=lambda: disk.now, sleep=disk.sleep)
+    writer = GentleWriter(disk, Pace(), lambda: said.append("slow"), clock=lambda: disk.now, sleep=disk.sleep)
     piece = Piece(0, MIB, bytes(MIB))
     for _ in range(20):
         writer.write([piece])

@@ -21,7 +21,7 @@ from workers.errors import (
     UnderstudyError,
 )
 from workers.extents import EMPTY, Extents
-from workers.links import toll
+from workers.links import toll, turn
 from workers.models import BackupMode, Disk, PointDisk, RestorePoint, RunKind, RunReport, RunState, Slice
 from workers.point import Reader
 from workers.run import Here, Live, NotYet, OutOfTime, Shared, execute, storage_in_words
@@ -58,6 +58,8 @@ def _backup(live: Live) -> RunReport:
     store = Store.at(settings.store(store_name))
     newest = store.newest(uuid)
     _take_turns(live, uuid)
+    if live.recall("snapshot") is None:  # who has one must come to its end
+        turn(live, store_name)
     session = connect(live.run.site, settings.site(live.run.site))
     if newest is not None and newest.run == live.run.id:  # stopped between the manifest and the catalogue
         store.abandon(live.run.id)  # perhaps also before its farewell to the store, for which prune would wait
@@ -103,6 +105,7 @@ def _help(live: helper.Helper) -> None:
     newest = store.newest(uuid)
     if live.recall("parent") != (newest.id if newest is not None else ""):
         raise helper.NotAsLeft
+    turn(live, store_name)
     session = connect(live.run.site, live.here.settings.site(live.run.site))
     point = template_point.take(live, session, uuid, quiesce=False)  # the one that is there: a helper makes none
     try:
@@ -270,21 +273,16 @@ class Chain:
             threads=self.live.threads,
             mode=mode,
             exact=self._exact.get(disk.id, EMPTY),
+            begin=part.done,
+            made=part.made,
+            until=self.live.deadline,
         )
         missed = segment.differing & self._samples.get(disk.id, EMPTY)
         if mode == "delta" and missed:
             self._mistrust(part, missed)
-        self._pending.append(
-            part.model_copy(
-                update={
-                    "done": part.end,
-                    "made": segment.name,
-                    "read": segment.read,
-                    "written": segment.changed,
-                    "stored": segment.stored,
-                }
-            )
-        )
+        sums = {"read": segment.read, "written": segment.changed, "stored": segment.stored}
+        sums = {key: getattr(part, key) + more for key, more in sums.items()}
+        self._pending.append(part.model_copy(update={**sums, "done": segment.done, "made": segment.name}))
         now = time.monotonic()
         if now > self.live.deadline or now - self._flushed > FLUSH_EVERY:
             self.flush()

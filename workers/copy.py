@@ -12,7 +12,7 @@ from workers.backup import target_of
 from workers.copies import CopyPlan, Decision, DiskToCopy, base_of, check_ends, decide
 from workers.errors import ConfigError, Conflict, Refused, UnderstudyError
 from workers.extents import Extents
-from workers.links import toll
+from workers.links import toll, turn
 from workers.members import Member, members_of
 from workers.models import PointDisk, RestorePoint, Run, RunKind, RunReport, RunState, Slice, Trigger
 from workers.point import Reader
@@ -142,6 +142,8 @@ def _copy(live: Live) -> RunReport:
         _unpin(live, ends)
         live.note(decision.reason)
         return live.finish(RunState.NOTHING_NEW, live.report("nothing new", decision.reason))
+    if not live.planned:
+        turn(live, ends.source, ends.to)
     _hold(live, ends, decision)
     with ends.here.intake(live.run.id, ends.there, toll(live, ends.source, ends.to)) as intake:
         target = CopiedChain(live, ends, intake, decision)
@@ -157,6 +159,7 @@ def _help(live: helper.Helper) -> None:
     decision = ends.decide(live)
     if decision.point is None or live.recall(SITUATION) != _situation(decision):
         raise helper.NotAsLeft
+    turn(live, ends.source, ends.to)
     try:
         with ends.here.intake(live.run.id, ends.there, toll(live, ends.source, ends.to)) as intake:
             target = CopiedChain(live, ends, intake, decision)

@@ -11,7 +11,7 @@ import structlog
 
 from workers import bandwidth
 from workers.errors import FencedOut, UnderstudyError
-from workers.run import Here, Live
+from workers.run import Here, Live, NotYet
 from workers.settings import Link
 
 log = structlog.get_logger()
@@ -20,6 +20,9 @@ log = structlog.get_logger()
 LOOK = 5.0
 #: seconds after its last look that a worker counts as one of those who share
 LEASE = 15.0
+#: bytes a second that a worker's part should have: below it the batches that its threads have begun when its time is
+#: up, some 30 MB, would not end before its task is killed, and nobody would come forward
+LEAST = 100_000
 
 
 class Share:
@@ -91,11 +94,28 @@ class Toll:
             raise FencedOut(f"the lease of run {self._live.run.id} ran out on this worker; it carries nothing more")
 
 
+def turn(live: Live, *stores: str) -> None:
+    """Raise `NotYet` where so many share a link that one more would leave all with too little. For who begins."""
+    for name in _crossed(live, stores):
+        limit = bandwidth.rate(live.here.settings.links[name], live.here.catalogue.now())
+        if limit is None or limit >= 1000 * LEAST:
+            continue
+        others = set(live.here.catalogue.places().get(f"link {name}", ())) - {live.owner}
+        if len(others) >= max(1, limit // LEAST):
+            raise NotYet(
+                f"waits for its turn on the link {name}: {len(others)} workers share its {limit} bytes a second"
+            )
+
+
+def _crossed(live: Live, stores: Sequence[str]) -> list[str]:
+    return [name for store in stores for name in bandwidth.crossed(live.here.settings, store, live.run.site)]
+
+
 def toll(live: Live, *stores: str) -> Toll:
     """For bytes between these stores and the workers of the run's site. What is fetched and sent over one link counts
     twice."""
     settings = live.here.settings
-    names = [name for store in stores for name in bandwidth.crossed(settings, store, live.run.site)]
+    names = _crossed(live, stores)
     for name in dict.fromkeys(names):
         limit = bandwidth.rate(settings.links[name], live.here.catalogue.now())
         live.note(f"over the link {name}, which all share: {f'{limit} bytes a second' if limit else 'no limit'} now")

@@ -316,16 +316,16 @@ class ReplicaTarget(NewReplica):
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
         disk = self._disks()[part.disk]
         faults.at("slice.locking")
-        with self._way(disk).hold(part.done, part.end - part.done, wait=self._wait()) as held:
+        with (way := self._way(disk)).hold(part.done, part.end - part.done, wait=self._wait()) as held:
             faults.at("slice.locked")
             self.live.check_slice(part)
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(self._opened(held, disk, part)) as destination:
-                paced = slow_writer(destination, rate_of(f"site {self.pair.site}", self.site.bytes_per_second))
+                giving_way = gentle(destination, self.live, self.pair.site, disk, way.name)
                 copied = copy(
                     source,
-                    gentle(paced, self.live),
+                    slow_writer(giving_way, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers import helper, places
-from workers.links import toll
+from workers.links import toll, turn
 from workers.models import Pair, RunKind, RunReport, RunState, SyncPlan, Trigger
 from workers.replica import Replica
 from workers.replica_held import BACK_TO, ROLLED_BACK, SOURCE, stay_there
@@ -44,6 +44,8 @@ def _replicate(live: Live) -> RunReport:
         return target.conclude()
     if target.goal is not None:
         live.remember(point=target.goal.id, **{SOURCE: target.source})
+    if target.decision.mode != "nothing" and not live.planned:
+        turn(live, target.source)
     _take_places(live, target)
     return sync(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live)
 
@@ -62,6 +64,7 @@ def _help(live: helper.Helper) -> None:
     todo = target.join()
     if todo is None:
         raise helper.NotAsLeft
+    turn(live, target.source)
     _take_places(live, target)
     bring_over(StoredPoint(target.store, target.goal, toll(live, target.source)), target, live, todo)
 

@@ -261,7 +261,8 @@ class RestoreTarget(HeldVm):
 
     def write(self, part: Slice, todo: Extents, source: Reader) -> None:
         """Lock the range, then check the fence, write, sync, and only then checkpoint."""
-        way = self._way(self._disks()[part.disk])
+        disk = self._disks()[part.disk]
+        way = self._way(disk)
         faults.at("slice.locking")
         with way.hold(part.done, part.end - part.done, wait=self._wait()) as held:
             faults.at("slice.locked")
@@ -269,12 +270,10 @@ class RestoreTarget(HeldVm):
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(held.writer(holes=True)) as destination:
+                giving_way = gentle(destination, self.live, self.order.site, disk, way.name)
                 copied = copy(
                     source,
-                    gentle(
-                        slow_writer(destination, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
-                        self.live,
-                    ),
+                    slow_writer(giving_way, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,

@@ -13,6 +13,7 @@ from workers.disks.lent import Lent
 from workers.disks.throttle import rate_of, slow_reader
 from workers.errors import ChangeTrackingUnusable, NotFound, Refused
 from workers.models import Consistency, Disk, RestorePoint, VmConfig, VmState
+from workers.overload import gentle_reader
 from workers.point import Reader
 from workers.run import Live
 from workers.vsphere import changes, inventory, restoring, snapshots
@@ -114,7 +115,9 @@ class SnapshotPoint:
         limit = rate_of(f"site {self.live.run.site}", site.bytes_per_second)
         if self._open is None or self._open[0] != disk:
             self.close()
-            self._open = disk, self.carried.of(self.disks[disk], snapshot=self.mounted).reader()
+            found = self.disks[disk]
+            way = self.carried.of(found, snapshot=self.mounted)
+            self._open = disk, gentle_reader(way.reader(), self.live, self.live.run.site, found, way.name)
         return slow_reader(Lent(self._open[1]), limit)
 
     def close(self) -> None:

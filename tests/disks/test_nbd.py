@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.app import task_limit
 from tests.disks.standin import ROOT, Standin, plugin
 from tests.disks.test_carriers import MIB, SIZE, FileText
 from tests.disks.test_file import make
@@ -21,11 +22,11 @@ from tests.services import wait_for
 from workers import carried
 from workers.disks import libnbd, nbdkit
 from workers.disks.libnbd import Connection, Request
-from workers.disks.nbd import Nbd, NbdReader, Opened
+from workers.disks.nbd import Nbd, NbdReader, NbdWriter, Opened
 from workers.disks.nbdkit import Export, Library, Process
 from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound, Transient
 from workers.point import Piece
-from workers.settings import Site
+from workers.settings import Site, Tuning, seconds
 
 
 class Place:
@@ -97,6 +98,7 @@ def test_san_alone_is_no_way_to_a_replica() -> None:
         ({"password": lambda: "wrong"}, LoginFailed, "incorrect user name or password"),
         ({"thumbprint": "BB"}, LoginFailed, "incorrect user"),
         ({"file": "[ds1] vm/none.vmdk"}, NotFound, "does not find"),
+        ({"file": "[ds1] lock in use/block.vmdk"}, NotFound, "does not find"),
         ({"library": Library(Path("/nowhere"))}, ConfigError, "no libvixDiskLib.so in /nowhere"),
         ({"library": Library(Path("/nowhere"), "/no/plugin.so")}, ConfigError, "no /no/plugin.so"),
     ],
@@ -105,6 +107,14 @@ def test_what_can_not_be_opened_says_why(place: Place, other: dict[str, object],
     with pytest.raises(error, match=said):
         place.disk(**other).reader()
     assert not list(nbdkit.runtime().glob("*"))
+
+
+@pytest.mark.parametrize("said", ["querying allocated blocks failed", "Error 1 (Unknown error)"])
+def test_a_vms_name_is_no_error(said: str) -> None:
+    for name in ("lock", "plugin", "not found", "insufficient permission"):
+        file = f"[ds1] {name}/{name}.vmdk"
+        error = nbdkit.in_words(file, f"nbdkit: vddk[1]: error: VixDiskLib_Open: {file}: {said}\n", "ended")
+        assert type(error) is CarrierFailed, (name, error)
 
 
 def test_a_locked_disk_is_waited_for(place: Place) -> None:
@@ -165,7 +175,7 @@ def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -
 
 
 def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libnbd, "SILENT", 0.3)  # a quarter of an hour
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)  # minutes
     monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)  # a minute
     opened = place.disk().reader()._opened
     process = opened._process._process
@@ -175,6 +185,57 @@ def test_a_library_that_hangs_is_given_up(place: Place, monkeypatch: pytest.Monk
             with pytest.raises(CarrierFailed, match=said):
                 reader.read([(0, 4096)])
     assert process.poll() == -signal.SIGKILL
+
+
+def test_an_older_error_is_not_told_as_the_cause_of_the_next_one(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libnbd, "SILENT", 0.3)
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    with closing(place.disk().reader()) as reader:
+        place.standin.fault("fails", 1)
+        with pytest.raises(CarrierFailed, match="Unknown error"):
+            reader.read([(0, 4096)])
+        place.standin.fault("hang")
+        with pytest.raises(CarrierFailed, match="no answer for"):
+            reader.read([(0, 4096)])
+
+
+def listens(path: Path) -> bool:
+    """Asked without connecting: nbdkit ends after its last client."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(line[3] == "00010000" and line[-1] == str(path) for line in lines)
+
+
+@pytest.mark.parametrize("doing", ["opening", "reading", "flush"])
+def test_an_nbdkit_that_is_stopped_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch, doing: str) -> None:
+    for limit in ("SILENT", "SILENT_WRITING"):
+        monkeypatch.setattr(libnbd, limit, 0.3)
+    monkeypatch.setattr(nbdkit, "STOP_WAIT", 0.3)
+    server = Process(place.export(), write=doing == "flush")
+    wait_for(lambda: listens(server.socket), "nbdkit listens")
+    opened = Opened(server) if doing != "opening" else None
+    os.kill(server._process.pid, signal.SIGSTOP)
+    with pytest.raises(CarrierFailed, match=f"{doing}.*: no answer for"):
+        if opened is None:
+            Opened(server)
+        elif doing == "flush":
+            NbdWriter(opened).flush()
+        else:
+            NbdReader(opened).read([(0, 4096)])
+    if opened is not None:
+        opened.close()
+    assert server._process.poll() == -signal.SIGKILL and not list(nbdkit.runtime().glob("*"))
+    with place.disk().hold(0, 0, wait=5):
+        pass
+
+
+def test_who_opens_or_reads_is_told_of_a_hung_server_before_its_task_is_killed() -> None:
+    """A task that its time limit kills is a lost worker, of whom nobody knows why."""
+    tuning = Tuning()
+    limit = task_limit(tuning)
+    assert seconds(tuning.slice_time) + libnbd.SILENT + 2 * nbdkit.STOP_WAIT < limit
+    vmwares = nbdkit._TIMEOUTS
+    assert libnbd.SILENT * 1000 > max(vmwares["AcceptTimeoutMs"], vmwares["RequestTimeoutMs"], vmwares["ReadTimeoutMs"])
+    assert libnbd.SILENT_WRITING * 1000 > vmwares["WriteTimeoutMs"]
 
 
 def test_a_flush_that_failed_once_fails_for_ever(place: Place) -> None:

@@ -6,6 +6,9 @@ nbdkit and its vddk plugin are the real ones; the library is a stand-in (tests/d
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import signal
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from tests.integration.test_verify import base, grown, rot
 from tests.integration.test_verify import check as verified
 from tests.integration.vcenter import PASSWORD, USER, Vcenter
 from tests.integration.world import MIB, World
-from workers import backup, check
+from workers import backup, check, faults, replicate
 from workers.disks import nbdkit
 from workers.errors import ConfigError
 from workers.models import RunState
@@ -164,6 +167,39 @@ def test_hole_26_a_killed_workers_nbdkit_dies_with_it_and_all_of_the_replica_is_
     world.assert_replica_is("shot", point)
     assert "nothing is kept of what is overwritten, for the datastore ds1 is not mounted" in reasons(world, run.id)
     nbdkit.end_left_behind(lambda run: False)
+    assert no_process_is_left()
+
+
+@pytest.mark.parametrize("step", [pytest.param("slice.checked", marks=pytest.mark.slow), "slice.written"])
+def test_an_nbdkit_that_is_killed_while_it_writes_costs_one_try(
+    make: Make, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The out-of-memory killer takes it, and its worker lives: what was written is not known to be on the disk."""
+    world, _ = make(mounted=())
+    vm = f"torn-{step[6:]}"
+    world.make_vm(vm, 4 * MIB)
+    world.scribble(vm, 1)
+    world.backup(vm)
+    world.sync(vm)
+    world.scribble(vm, 2)
+    point = world.backup(vm).point
+    assert point is not None
+    killed: list[int] = []
+
+    def passed(label: str) -> None:
+        if label == step and not killed:
+            (register,) = nbdkit.runtime().glob("*/register")
+            killed.append(json.loads(register.read_text())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+            os.waitid(os.P_PID, killed[0], os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(faults, "at", passed)
+    run = world.request_sync(vm)
+    waiting = replicate.run(world.here, run.id)
+    assert killed and waiting.outcome == "waiting" and "did not carry" in waiting.reason
+    world.expire_lease(run)
+    assert replicate.run(world.here, run.id).outcome == "succeeded"
+    world.assert_replica_is(vm, point)
     assert no_process_is_left()
 
 

@@ -25,6 +25,8 @@ ALWAYS = {"test_roundtrip", "test_damage", "test_verify"}
 #: a module that has KINDS = EVERY runs its tests that take `store` over each kind of place
 EVERY = ("folder", "objects", pytest.param("bucket", marks=pytest.mark.slow))
 EVERY_SLOWLY = ("folder", *(pytest.param(place, marks=pytest.mark.slow) for place in ("objects", "bucket")))
+#: tests of these modules that are always run over all kinds of place, encrypted or not: what a store is, in short
+CORE = {"test_a_run_goes_on_in_another_process", "test_a_disk_that_grew_and_one_that_shrank"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -33,6 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         rarely = pytest.param("encrypted", marks=() if always else pytest.mark.slow)
         metafunc.parametrize("kind_of_store", ["plain", rarely], indirect=True, scope="module")
     places = getattr(metafunc.module, "KINDS", ())
+    if places and metafunc.definition.originalname in CORE:
+        places = ("folder", "objects", "bucket")
     if places and "store" in metafunc.fixturenames:
         metafunc.parametrize("store", places, indirect=True)
 

@@ -13,6 +13,7 @@ from tests.store.disks import VM, MemoryDisk, backup, disk_model, make_point, no
 from workers.extents import GRANULE, Extents, Gathering
 from workers.models import RestorePoint
 from workers.store import Store, diff, needed, read, usage
+from workers.store.crypt import Keys
 from workers.store.layout import PLACE_PACK, PLACE_SLOT, SEGMENT
 from workers.store.maps import GRANULES, MapsWriter, SegmentMap
 from workers.store.points import Points, encode
@@ -102,20 +103,20 @@ class _Busy(Points):
         found = super().read(vm, seq)
         self.commits += 1
         if self.commits < 400 and found is not None:
-            _publish(self.root, f"other-{self.commits % 7}", 1 + self.commits // 7, ())
+            _publish(self.root, f"other-{self.commits % 7}", 1 + self.commits // 7, (), self.keys)
         return found
 
 
-def _publish(root: Path, vm: str, seq: int, names: tuple[str, ...]) -> None:
+def _publish(root: Path, vm: str, seq: int, names: tuple[str, ...], keys: Keys) -> None:
     point = make_point(None, f"run-{vm}-{seq}", [point_disk(len(names) * SEGMENT or SEGMENT, names)], vm)
     point = point.model_copy(update={"seq": seq})
     (root / vm).mkdir(exist_ok=True)
-    (root / vm / f"{seq:08d}.json").write_bytes(encode(point))
+    (root / vm / f"{seq:08d}.json").write_bytes(encode(point, keys))
 
 
 def test_all_points_are_read_while_other_vms_commit_all_the_time(store: Store) -> None:
     point, _ = backup(store, MemoryDisk(MIB, {0: noise(GRANULE, 1)}))
-    busy = _Busy(store.path / "points")
+    busy = _Busy(store.path / "points", store._maps.keys)
     found = needed.needed(busy, store._maps, [point.run, "run-other-1-99"])
     assert list(found.segments) == list(point.disks[0].segments) and found.runs == {point.run}
 
@@ -134,7 +135,7 @@ def test_a_point_is_retired_while_its_vm_is_read(store: Store) -> None:
                 assert second.disks[0].segments[0] == first.disks[0].segments[0]
             return super().read(vm, seq)
 
-    found = needed.needed(Exchanged(store.path / "points"), store._maps)
+    found = needed.needed(Exchanged(store.path / "points", store._maps.keys), store._maps)
     assert first.disks[0].segments[0] in list(found.segments)
 
 
@@ -144,24 +145,24 @@ def test_references_are_held_by_pack_and_not_by_segment(store: Store, monkeypatc
     names = [str(writer.append(striped_map(odd=False)._replace(starts=np.array([0, i + 1], np.uint32),
              places=np.array([1 << PLACE_PACK, 0], np.uint64)))) for i in range(1000)]  # fmt: skip
     writer.seal()
-    root = store.path / "points"
+    root, keys = store.path / "points", store._maps.keys
     for vm in range(4):
-        _publish(root, f"vm-{vm}", 1, tuple(names[:100]))
-    few = settled(lambda: needed.needed(Points(root), store._maps))
+        _publish(root, f"vm-{vm}", 1, tuple(names[:100]), keys)
+    few = settled(lambda: needed.needed(Points(root, keys), store._maps))
     for vm in range(4, 10):
-        _publish(root, f"vm-{vm}", 1, tuple(names[vm * 100 : vm * 100 + 100]))
-    assert settled(lambda: needed.needed(Points(root), store._maps)) < few + 20_000
-    found = needed.needed(Points(root), store._maps)
+        _publish(root, f"vm-{vm}", 1, tuple(names[vm * 100 : vm * 100 + 100]), keys)
+    assert settled(lambda: needed.needed(Points(root, keys), store._maps)) < few + 20_000
+    found = needed.needed(Points(root, keys), store._maps)
     assert found.packs == {7} and len(list(found.segments)) == 1000
 
 
 def test_points_that_share_segments_hold_their_names_once(store: Store) -> None:
     names = tuple(f"{i:032x}-{i:016x}-1000-2000" for i in range(1000))
     for seq in range(1, 3):
-        _publish(store.path / "points", VM, seq, names)
+        _publish(store.path / "points", VM, seq, names, store._maps.keys)
     few = peak(lambda: store.points(VM))
     for seq in range(3, 33):
-        _publish(store.path / "points", VM, seq, names)
+        _publish(store.path / "points", VM, seq, names, store._maps.keys)
     made = store.points(VM)
     assert len({id(name) for point in made for name in point.disks[0].segments}) == 1000
     del made

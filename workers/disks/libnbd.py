@@ -24,8 +24,9 @@ from workers.extents import Extents, Gathering
 LARGEST = 2 << 20
 #: requests, and bytes, that are under way at once: an ESXi host gives one stream 48 buffers
 DEPTH, IN_FLIGHT = 32, 16 << 20
-#: seconds without any answer after which a server counts as hung: VMware's library gives a host 10 minutes to write
-SILENT = 900.0
+#: seconds without any answer after which a server counts as hung: VMware's library gives a host 10 minutes to write, 3
+#: for the rest (disks/nbdkit.py). Who opens and reads must know it before the task's time is up, or would be killed
+SILENT, SILENT_WRITING = 240.0, 660.0
 #: what a block of `base:allocation` is asked for at once, and its flag for "reads as zeroes"
 _MAP, _ZERO = 1 << 30, 2
 _CONTEXT = b"base:allocation"
@@ -142,9 +143,10 @@ class Connection:
 
     def _wait(self, handle: int, what: str) -> None:
         """Until something has happened. Raises when the connection is gone, or nothing happens for too long."""
-        found = self._done(self._lib.nbd_poll(handle, int(SILENT * 1000)), what)
+        patience = SILENT_WRITING if what in ("write", "flush") else SILENT
+        found = self._done(self._lib.nbd_poll(handle, int(patience * 1000)), what)
         if found == 0:
-            raise OSError(errno.ETIMEDOUT, f"{what}: no answer for {SILENT:.0f} s")
+            raise OSError(errno.ETIMEDOUT, f"{what}: no answer for {patience:.0f} s")
 
     def close(self) -> None:
         """A second time does nothing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -122,6 +123,7 @@ class Process:
         self._folder = Path(tempfile.mkdtemp(dir=runtime()))
         self.socket = self._folder / "socket"
         self._log = self._folder / "log"
+        self._told = 0
         try:
             self._process = self._start(write)
         except BaseException:
@@ -188,13 +190,18 @@ class Process:
             pause = min(0.05, pause * 2)
 
     def said(self) -> str:
+        """What was printed since this was asked for the last time: it is no cause of what fails later."""
         try:
-            return self._log.read_text(errors="replace")[-20000:]
+            with open(self._log, "rb") as log:
+                end = log.seek(0, os.SEEK_END)
+                log.seek(max(self._told, end - 20000))
+                self._told, text = end, log.read(20000)
         except OSError:
             return ""
+        return text.decode(errors="replace")
 
     def error(self, why: str) -> UnderstudyError:
-        """What nbdkit or VMware's library said last, as a sentence of the family that tells what to do next."""
+        """What nbdkit or VMware's library said just now, as a sentence of the family that tells what to do next."""
         return in_words(self.export.file, self.said(), why)
 
     def close(self, *, served: bool = False) -> None:
@@ -228,7 +235,8 @@ def _command(export: Export, where: Path, timeouts: Path, password: int, write: 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
-_LOCKED = ("lock", "is busy", "in use")
+#: not "block", of which there is talk in other errors
+_LOCKED = re.compile(r"\block|is busy|in use")
 _LOGIN = (
     "username or password",
     "user name or password",
@@ -242,8 +250,8 @@ _ABSENT = ("was not found", "cannot be found", "does not exist", "no such", "fil
 def in_words(file: str, said: str, why: str) -> UnderstudyError:
     """What nbdkit printed, as an error of its family. What is not known is tried again: most is the network."""
     last = _last(said) or why
-    text = last.lower()
-    if "open" in text and any(word in text for word in _LOCKED):
+    text = last.replace(file, "").lower()  # a VM may be called block-01, or plugin
+    if "open" in text and _LOCKED.search(text):
         return DiskLocked(
             f"the disk {file} is locked by a host, or by another worker ({last}). After a worker was killed a host may "
             "keep it for up to 15 minutes; it is tried again"

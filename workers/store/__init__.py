@@ -16,9 +16,10 @@ from workers.store.compact import CompactReport
 from workers.store.intake import Brought, Intake
 from workers.store.prune import PruneReport
 from workers.store.read import DiskReader
+from workers.store.segment import Segment
 from workers.store.stats import Figures
 from workers.store.store import Store
-from workers.store.write import Segment, StoreWriter
+from workers.store.write import StoreWriter
 
 __all__ = [
     "Brought",

@@ -205,10 +205,10 @@ class BucketPath(Remote):
 
     def listed(self) -> bool:
         known = self.bucket.listed.get(self.parent.key)
-        return self.exists() if known is None else known.has(self.name, lambda: self.parent.names(""))
+        return self.exists() if known is None else known.has(self.name, self.exists, lambda: self.parent.names(""))
 
     def look_anew(self) -> None:
-        self.bucket.listed[self.key] = Listed()
+        self.bucket.listed[self.key] = Listed(self.bucket.listed.get(self.key))
 
     # --- reading --------------------------------------------------------------------------------------------
 

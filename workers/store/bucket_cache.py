@@ -120,17 +120,33 @@ class Cache:
 LENGTH = struct.Struct("<Q")
 
 
-class Listed:
-    """The names of a folder, listed when they are first asked for, and what this process changed since."""
+#: names of one answer that lists a folder
+PAGE = 1000
 
-    def __init__(self) -> None:
+
+class Listed:
+    """The names of a folder, listed when they are first asked for, and what this process changed since.
+
+    Where the list takes many answers (135 of them name the packs of 100 TiB) as many names are asked for one by one
+    before it: an increment refers to few packs.
+    """
+
+    def __init__(self, before: Listed | None = None) -> None:
         self._names: set[str] | None = None
         self._changed: dict[str, bool] = {}
+        self._pages: int = before._pages if before is not None else 0
+        self._left = self._pages
 
-    def has(self, name: str, names: Callable[[], list[str]]) -> bool:
+    def has(self, name: str, there: Callable[[], bool], names: Callable[[], list[str]]) -> bool:
+        if name in self._changed:
+            return self._changed[name]
+        if self._names is None and self._left > 0:
+            self._left -= 1
+            return self._changed.setdefault(name, there())
         if self._names is None:
             self._names = set(names())
-        return self._changed.get(name, name in self._names)
+            self._pages = len(self._names) // PAGE
+        return name in self._names
 
     def changed(self, name: str, there: bool) -> None:
         self._changed[name] = there

@@ -28,7 +28,8 @@ from workers.store.layout import ALIGN, HEAD_SIZE, PACKED, SEGMENT
 from workers.store.maps import GRANULES, Maps, dense
 from workers.store.packs import Blob, Pack, PackCache
 from workers.store.read import READ, DiskReader, decode, fetch, opened, unpacked
-from workers.store.write import Segment, StoreWriter
+from workers.store.segment import Segment
+from workers.store.write import StoreWriter
 
 Ints = NDArray[np.int64]
 

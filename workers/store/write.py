@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -25,26 +26,12 @@ from workers.store.packs import Blob, PackCache, PackWriter, pack_path
 from workers.store.place import Path
 from workers.store.points import Points
 from workers.store.read import DiskReader, Padded
+from workers.store.segment import Segment, going_on
 from workers.store.writers import Writers
 
 #: A segment that changes and lies in more blobs of scraps than this, and in more than twice as many as would do, gets
 #: its scraps repacked in the disk's order. Reading it decodes at most that many MiB of scraps, which fit the cache.
 SCRAP_BLOBS = 64
-
-
-class Segment(NamedTuple):
-    """What `StoreWriter.segment` made."""
-
-    #: for PointDisk.segments; "" = nothing but zeroes
-    name: str
-    #: bytes read from the source, bytes that differ from the parent, bytes added to packs and maps
-    read: int
-    changed: int
-    stored: int
-    #: where the content differs from the parent's (without one: from zeroes), to the granule; all that was `exact`
-    differing: Extents
-    #: unchanged bytes that were stored again because the segment was fragmented; `Store.diff` counts them as changed
-    rewritten: int
 
 
 class StoreWriter:
@@ -106,8 +93,14 @@ class StoreWriter:
         threads: int = 2,
         mode: Literal["full", "delta", "compare"] = "delta",
         exact: Extents = EMPTY,
+        begin: int = 0,
+        made: str = "",
+        until: float = float("inf"),
     ) -> Segment:
         """Map segment number `index` of a disk of `size` bytes.
+
+        After `until` (monotonic) no batch is begun but the first: then the segment is made up to its `done` only. Given
+        `begin` = `done` and `made` = its name, also another writer of the run goes on with it.
 
         `exact` is what of `candidates` is known to differ from the parent, granule by granule: it is not compared.
         delta: outside `candidates` the parent's content holds. compare: outside `candidates` are zeroes, and all that
@@ -124,11 +117,14 @@ class StoreWriter:
             names = parent.segments if parent is not None and mode != "full" else ()
             name = names[index] if index < len(names) else ""
             before = self._maps.load(name)
-            work = self._start(before, base, size, parent if name else None, source, candidates, mode, exact)
-            self._run(work, self._parts(work, threads), threads)
-            if name and work.differing:
+            work = self._start(before, base, size, parent if name else None, source, candidates, mode, exact, begin)
+            if begin > base:
+                work.places, work.packs = going_on(before, self._maps.load(made))
+                work.numbers = {pack: i + 1 for i, pack in enumerate(work.packs)}
+            stopped = self._run(work, self._parts(work, threads), threads, until)
+            if stopped is None and name and (work.differing or made):
                 self._run(work, parts(self._strewn(work, before), BATCH, source=False), threads)
-            return self._finish(work, name)
+            return self._finish(work, name)._replace(done=end if stopped is None else stopped)
 
     def _start(
         self,
@@ -140,6 +136,7 @@ class StoreWriter:
         candidates: Extents,
         mode: str,
         exact: Extents = EMPTY,
+        begin: int = 0,
     ) -> Work:
         end = min(size, base + SEGMENT)
         candidates = candidates.clip(base, end)
@@ -155,7 +152,7 @@ class StoreWriter:
             packs=[int(p) for p in before.packs],
             before=reader,
             source=source,
-            candidates=candidates.align(GRANULE, base + SEGMENT),
+            candidates=candidates.clip(begin, end).align(GRANULE, base + SEGMENT),
             scan=reader is not None and mode == "compare",
             exact=exact.clip(base, end).align(GRANULE, base + SEGMENT),
             fragmented=fragmented(before),
@@ -188,18 +185,23 @@ class StoreWriter:
         strewn = np.flatnonzero(packed) * GRANULE + work.base
         return Extents.from_arrays(strewn, np.full(len(strewn), GRANULE, np.int64))
 
-    def _run(self, work: Work, todo: Iterator[Part], threads: int) -> None:
-        """Each thread takes the next batch until there is none; the first error stops all and is raised."""
+    def _run(self, work: Work, todo: Iterator[Part], threads: int, until: float = float("inf")) -> int | None:
+        """Each thread takes the next batch until there is none; the first error stops all and is raised. Where the
+        first block begins that time was not enough for."""
         first = next(todo, None)
         if first is None:
-            return
+            return None
         second = next(todo, None)
         queue = iter([part for part in (first, second) if part is not None])
-        turn, errors = threading.Lock(), list[BaseException]()
+        turn, errors, stopped = threading.Lock(), list[BaseException](), list[int]()
 
         def take() -> Part | None:
             with turn:
-                return None if errors else next(queue, None) or next(todo, None)
+                part = None if errors or stopped else next(queue, None) or next(todo, None)
+                if part is None or part is first or time.monotonic() <= until:
+                    return part
+                stopped.append(part.ranges[0][0] // BLOCK * BLOCK)
+                return None
 
         def loop(lane: Lane) -> None:
             try:
@@ -221,6 +223,7 @@ class StoreWriter:
             self._lanes += lanes
         if errors:
             raise errors[0]
+        return stopped[0] if stopped else None
 
     def _borrow(self, count: int) -> list[Lane]:
         with self._lock:
