@@ -17,7 +17,7 @@ from workers.disks.file import Descriptor, datastore_file
 from workers.disks.mounted import Mounted
 from workers.disks.nbd import Nbd
 from workers.disks.nbdkit import Export, Library
-from workers.errors import ConfigError
+from workers.errors import CarrierFailed, ConfigError, DiskBusy, LoginFailed, NotFound
 from workers.models import Disk, VmState
 from workers.run import Live
 from workers.settings import Site
@@ -132,16 +132,37 @@ class Carried:
         self._over: Callable[[str], bool] | None = over
         self._before = carriers.restored(remembered)
         self._chosen: dict[str, CarrierName] = dict(self._before)
+        #: what trying nbd gave: "" = it works
+        self._nbd: str | None = None
 
-    def choose(self, disks: Iterable[Disk], *, reads: bool) -> dict[str, Choice]:
-        """The choice for each disk. `reads`: from a snapshot; else the disks themselves, to be written."""
+    def choose(self, disks: Iterable[Disk], *, reads: bool, snapshot: str | None = None) -> dict[str, Choice]:
+        """The choice for each disk. `reads`: from a snapshot (of the VM itself where it is off); else the disks
+        themselves, to be written."""
         found = {}
         for disk in disks:
             why_not = obstacles(self.session, disk, reads=reads)
             before = self._before.get(disk.id)
+            if before is None:
+                self._try_nbd(disk, why_not, snapshot)
             found[disk.id] = carriers.choose(f"{disk.label} ({disk.file})", self.site.carriers, why_not, before=before)
             self._chosen[disk.id] = found[disk.id].carrier
         return found
+
+    def _try_nbd(self, disk: Disk, why_not: dict[CarrierName, str | None], snapshot: str | None) -> None:
+        """Where nbd comes first and there is another way, it is opened to be read once: that a host's port is closed to
+        this worker, or that the library refuses, is seen by nothing else, and each run would fail for it."""
+        possible = [name for name in self.site.carriers if why_not[name] is None]
+        if possible[:1] != ["nbd"] or len(possible) < 2:
+            return
+        if self._nbd is None:
+            self._chosen[disk.id], self._nbd = "nbd", ""
+            try:
+                self.of(disk, snapshot=snapshot).reader().close()
+            except (CarrierFailed, ConfigError, LoginFailed) as err:
+                self._nbd = f"it was tried: {err}"
+            except (DiskBusy, NotFound):  # of this disk; whoever works with it meets that too
+                self._nbd = None
+        why_not["nbd"] = self._nbd or None
 
     def knows(self, disk: Disk) -> bool:
         return disk.id in self._chosen

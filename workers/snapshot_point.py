@@ -141,7 +141,7 @@ class SnapshotPoint:
         before = self.live.recall(CARRIERS)
         vm = self.state.identity.moref
         found = Carried(self.session, vm, run=self.live.run.id, remembered=before, over=self.live.over)
-        choices = found.choose(self.disks.values(), reads=True)
+        choices = found.choose(self.disks.values(), reads=True, snapshot=self.mounted)
         if carriers.restored(before).keys() != choices.keys():
             self.live.remember(**{CARRIERS: carriers.stored(choices)})
             self.live.note(*words(self.disks.values(), choices))

@@ -128,6 +128,30 @@ def test_a_disk_that_stands_on_somebodys_snapshot_is_read_by_the_library(make: M
     world.assert_point_is_readable("chained", again.point)
 
 
+def test_what_does_not_work_here_is_seen_before_it_is_chosen(make: Make) -> None:
+    """A closed port, a refused login: the next carrier takes over, for a backup and for a sync, and the runs say why."""
+    world, standins = make(carriers='carriers = ["nbd", "file"]', mounted=("ds1", "ds2"))
+    world.make_vm("walled", 4 * MIB)
+    world.scribble("walled", 1)
+    standins["prod"].fault("unreachable")
+    first = world.backup("walled")
+    assert "goes by file, not by nbd: it was tried: VMware's library did not carry" in reasons(world, first.run)
+    standins["dr"].fault("refused")
+    built = world.sync("walled")
+    assert "goes by file, not by nbd: it was tried: VMware's library was not let in" in reasons(world, built.run)
+    world.assert_replica_is("walled", first.point)
+    for standin in standins.values():
+        standin.cure()
+    world.scribble("walled", 2)
+    again = world.backup("walled")
+    assert "goes by nbd, which its site prefers" in reasons(world, again.run)
+    standins["dr"].fault("locked", 1)  # of the moment: that is waited for, and nothing is chosen for it
+    synced = world.sync("walled")
+    assert "goes by nbd, which its site prefers" in reasons(world, synced.run)
+    world.assert_replica_is("walled", again.point)
+    assert no_process_is_left()
+
+
 def test_a_locked_disk_is_waited_for_and_a_lost_connection_is_tried_again(make: Make) -> None:
     world, standins = make(mounted=(), tuning={"attempts": 5})
     world.make_vm("busy", 4 * MIB)

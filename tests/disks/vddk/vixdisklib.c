@@ -8,6 +8,7 @@
  *   locked N      the next N openings find the disk locked           refused   logins are refused
  *   fails N       the N-th read or write from now on fails           timeout N the same, as a host that went silent
  *   slow N        each read and write takes N microseconds           hang      reads and writes wait until it is gone
+ *   unreachable   openings fail, as when a host's port is closed to the worker
  * `log` in that folder gets a line for each connection, opening and closing, which says how many requests were under
  * way at once at most.
  *
@@ -200,6 +201,7 @@ static int stood_upon(const char *descriptor) { /* does another descriptor of it
 }
 
 API Err VixDiskLib_Open(void *login, const char *name, uint32_t flags, void **out) {
+  if (fault("unreachable") >= 0) return CONNECTION_LOST;
   Disk *d = calloc(1, sizeof *d);
   char flat[PATHS];
   Err err = OK;
