@@ -344,6 +344,7 @@ def main() -> None:
         print("making the disks ...", file=sys.stderr, flush=True)
         try:
             make_disks.make(bench.disks, size)
+            results.found.random = size // 100 // 2
         except subprocess.CalledProcessError as err:
             sys.exit(f"the disks to measure with could not be made: {err}")
         results.versions = bench.versions()

@@ -24,6 +24,8 @@ class Found:
         self.seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self.stored: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self.peak: dict[str, float] = {}
+        #: bytes of (a) that are random, so that nobody can store them in less
+        self.random = 0
 
     def median(self, job: str, who: str) -> float | None:
         figures = self.seconds[job][who] if job in self.seconds and who in self.seconds[job] else []
@@ -131,6 +133,12 @@ def stored(found: Found) -> list[str]:
             f"(a) takes {fewer:.0f} times fewer bytes than with the best of the others (goal 35); with the 64 KiB list",
             f"{more:.2f} times those of the 4 KiB list (goal: at most 1.5).",
         ]
+        if found.random:
+            lines += [
+                f"Half of what (a) rewrites is random, {found.random / (1 << 20):.1f} MiB that nobody can compress: "
+                f"{min(others) / found.random:.0f} times is all that",
+                "there is to be had beside the best of them.",
+            ]
     return lines
 
 
