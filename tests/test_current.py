@@ -90,7 +90,7 @@ def test_a_mended_one_is_taken(mended: str, file: Path) -> None:
     assert isinstance(mine.look(), Refused)
     written(file, mended)
     assert isinstance(mine.look(), Taken)
-    assert mine.refused is None and mine.settings.tuning.threads == (7 if mended == TUNED else 2)
+    assert mine.refused is None and mine.settings.tuning.threads == (7 if mended == TUNED else 3)
 
 
 def test_an_absent_one_is_refused_until_it_is_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +153,7 @@ def test_a_file_that_leaves_or_joins_a_folder(tmp_path: Path, monkeypatch: pytes
     folder.mkdir()
     written(folder / "a.toml", BASE)
     mine = current(folder)
-    for tuning, threads in (("[tuning]\nthreads = 5\n", 5), (None, 2)):
+    for tuning, threads in (("[tuning]\nthreads = 5\n", 5), (None, 3)):
         if tuning is None:
             (folder / "b.toml").unlink()
         else:

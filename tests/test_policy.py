@@ -191,7 +191,7 @@ def test_the_whole_configuration_with_secrets_masked() -> None:
     assert found["sites.prod.vcenter"] == ("v", ("sites", "prod"))
     assert found["sites.prod.insecure"] == (False, ())
     assert found["groups.web.overrides.web-1.name"] == ("x", ("groups", "web"))
-    assert found["tuning.threads"] == (2, ())
+    assert found["tuning.threads"] == (3, ())
     assert found["flower"] == (None, ())
     assert "hunter2" not in str(found)
 

@@ -129,7 +129,7 @@ def test_a_disk_that_stands_on_somebodys_snapshot_is_read_by_the_library(make: M
 
 
 def test_what_does_not_work_here_is_seen_before_it_is_chosen(make: Make) -> None:
-    """A closed port, a refused login: the next carrier takes over, for a backup and for a sync, and the runs say why."""
+    """A closed port, a refused login: the next carrier takes over, for a backup and a sync, and the runs say why."""
     world, standins = make(carriers='carriers = ["nbd", "file"]', mounted=("ds1", "ds2"))
     world.make_vm("walled", 4 * MIB)
     world.scribble("walled", 1)
