@@ -115,11 +115,11 @@ class _Vm:
                 ranges[-1][1] += length
             else:
                 ranges.append([start, length])
-        with open(self._disks / f"disk1{letter}.raw", "rb") as file:
+        with open(self._disks / f"disk1{letter}.raw", "rb") as file, vcenter.controlled(control) as tell:
             for start, length in ranges:
                 file.seek(start)
                 order = {"vm": self._name, "disk": 0, "offset": start, "hex": file.read(length).hex()}
-                vcenter.control(control, {"guestWrite": order})
+                tell({"guestWrite": order})
 
     def compare(self) -> None:
         subprocess.run(["cmp", self._flat("prod"), self._flat("dr")], check=True)
