@@ -25,8 +25,8 @@ FICLONE = 0x40049409
 PATH = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"))
 
 
-def attach(folder: Path) -> str:
-    """Have `folder`/datastores ready for use, and say in words what it is. Idempotent."""
+def attach(folder: Path, most: int = IMAGE_SIZE) -> str:
+    """Have `folder`/datastores ready for use, of `most` bytes, and say in words what it is. Idempotent."""
     mount_point, image = _places(folder)
     mount_point.mkdir(exist_ok=True)
     if is_mounted(mount_point):
@@ -36,7 +36,7 @@ def attach(folder: Path) -> str:
     if not image.exists():
         if shares_blocks(mount_point):
             return f"a folder on a file system with reflinks ({mount_point})"
-        why_not = _why_no_image(folder) or _make_image(image)
+        why_not = _why_no_image(folder) or _make_image(image, most)
         if why_not is not None:
             return _words_of_plain(why_not)
         made = True
@@ -112,10 +112,10 @@ def _image_size(folder: Path) -> int:
     return min(IMAGE_SIZE, shutil.disk_usage(folder).free * 8 // 10 >> 20 << 20)
 
 
-def _make_image(image: Path) -> str | None:
+def _make_image(image: Path, most: int) -> str | None:
     unfinished = image.with_suffix(".new")
     with unfinished.open("wb") as file:
-        file.truncate(_image_size(image.parent))
+        file.truncate(min(most, _image_size(image.parent)))
     problem = _run("mkfs.xfs", "-q", "-m", "reflink=1", str(unfinished))
     if problem is None:
         unfinished.rename(image)
