@@ -157,7 +157,9 @@ def read_all(fd: Fd, length: int, offset: int) -> bytes:
 
 def soon(fd: Fd, offset: int, length: int) -> None:
     """These bytes will be read: the kernel begins to fetch them, if it likes. A bucket is asked when it is read."""
-    if not isinstance(fd, Opened):
+    if isinstance(fd, Opened):
+        return
+    with contextlib.suppress(OSError):  # some file systems know no such hint
         # of a longer piece Linux fetches only the beginning: what its device takes at a time, 1.25 MiB or more
         for start in range(offset, offset + length, 1 << 20):
             os.posix_fadvise(fd, start, min(1 << 20, offset + length - start), os.POSIX_FADV_WILLNEED)
