@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
 
 from workers.extents import Extents
 from workers.point import Piece, Reader, Writer
@@ -32,6 +33,8 @@ LONGEST = 10.0
 #: bytes of a request below which its number counts and not its size
 SMALL = 256 << 10
 MIB = 1 << 20
+
+T = TypeVar("T", Reader, Writer)
 
 
 class _Seen:
@@ -76,19 +79,25 @@ class Pace:
         return min(LONGEST, seconds * (1 / self.part - 1))
 
 
-class _Gentle:
+class _Gentle(Generic[T]):
     """`said` is called once, when the disk was found overloaded for the first time."""
 
     def __init__(
         self,
+        disk: T,
         pace: Pace,
         said: Callable[[], None],
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._disk: T = disk
+        self.size = disk.size
         self._pace, self._said, self._clock, self._sleep = pace, said, clock, sleep
         self._told = False
+
+    def close(self) -> None:
+        self._disk.close()
 
     def _after(self, began: float, ranges: Iterable[tuple[int, int]]) -> None:
         """Nothing was asked, then nothing is learned: an instant would be the best that there ever was."""
@@ -100,59 +109,27 @@ class _Gentle:
             self._sleep(pause)
 
 
-class GentleReader(_Gentle):
-    def __init__(
-        self,
-        reader: Reader,
-        pace: Pace,
-        said: Callable[[], None],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        super().__init__(pace, said, clock=clock, sleep=sleep)
-        self._reader = reader
-        self.size = reader.size
-
+class GentleReader(_Gentle[Reader]):
     def allocated(self) -> Extents:
-        return self._reader.allocated()
+        return self._disk.allocated()
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         began = self._clock()
-        pieces = self._reader.read(batch)
+        pieces = self._disk.read(batch)
         self._after(began, batch)
         return pieces
 
-    def close(self) -> None:
-        self._reader.close()
 
-
-class GentleWriter(_Gentle):
-    def __init__(
-        self,
-        writer: Writer,
-        pace: Pace,
-        said: Callable[[], None],
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        super().__init__(pace, said, clock=clock, sleep=sleep)
-        self._writer = writer
-        self.size = writer.size
-
+class GentleWriter(_Gentle[Writer]):
     def write(self, pieces: Sequence[Piece]) -> None:
         """Of zeroes nothing is learned: a file gives their space back at once, VMware's library sends them all."""
         began = self._clock()
-        self._writer.write(pieces)
+        self._disk.write(pieces)
         sent = all(piece.data is not None for piece in pieces)
         self._after(began, ((piece.offset, piece.length) for piece in pieces) if sent else ())
 
     def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+        self._disk.flush()
 
 
 def _asked(ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
