@@ -58,12 +58,25 @@ class Writer(Protocol):
     size: int
 
     def write(self, pieces: Sequence[Piece]) -> None:
-        """Write each piece at its offset; a piece of zeroes must read as zeroes afterwards (hole or written)."""
+        """Write each piece at its offset; a piece of zeroes must read as zeroes afterwards (hole or written).
+
+        They ascend and do not overlap: what is under way at once has no order. ValueError where they do (`check`)."""
 
     def flush(self) -> None:
         """All that was written is on stable storage when this returns; after an error none of it may be counted."""
 
     def close(self) -> None: ...
+
+
+def check(pieces: Sequence[Piece], size: int) -> None:
+    """ValueError unless they ascend, without overlap, within a disk of `size` bytes."""
+    end = 0
+    for piece in pieces:
+        if piece.offset < end:
+            raise ValueError(f"{piece.offset}+{piece.length} begins before {end}, where the one before it ends")
+        end = piece.offset + piece.length
+    if end > size:
+        raise ValueError(f"bytes up to {end} are beyond the disk's {size} bytes")
 
 
 class RangeLock(Protocol):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tasks.app import task_limit
+from tests.disks.bench import MIB, SIZE, FileText
 from tests.disks.standin import ROOT, Standin, plugin
-from tests.disks.test_carriers import MIB, SIZE, FileText
 from tests.disks.test_file import make
 from tests.services import wait_for
 from workers import carried

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from workers.errors import ConfigError, DiskBusy, NoSpace, NotFound, Refused, UnderstudyError
 from workers.extents import GRANULE, Extents, Gathering
-from workers.point import BATCH, Piece
+from workers.point import BATCH, Piece, check
 
 # Linux: open-file-description locks (fcntl(2)). They belong to the open file, so a thread pool shares one and the
 # kernel drops it with the last descriptor, also after SIGKILL; a SIGSTOPped holder keeps it.
@@ -204,10 +204,9 @@ class FileWriter(FileReader):
         """Neighbouring pieces go out in one pwritev; zeroes become holes where the file system can."""
         run: list[bytes | memoryview] = []
         start = end = 0
+        check(pieces, self.size)
         with _told(self.path):
             for piece in pieces:
-                if piece.offset + piece.length > self.size:
-                    raise ValueError(f"{piece.offset}+{piece.length} is beyond the disk's {self.size} bytes")
                 if piece.data is None:
                     self._zero(piece.offset, piece.length)
                     continue

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from workers.errors import DiskBusy, UnderstudyError
 from workers.extents import Extents
-from workers.point import Piece
+from workers.point import Piece, check
 
 
 class MemoryDisk:
@@ -31,9 +31,8 @@ class MemoryDisk:
         return [Piece(o, n, bytes(self.content[o : o + n])) for o, n in batch]
 
     def write(self, pieces: Sequence[Piece]) -> None:
+        check(pieces, self.size)
         for piece in pieces:
-            if piece.offset + piece.length > self.size:
-                raise ValueError(f"{piece.offset}+{piece.length} is beyond the disk's {self.size} bytes")
             data = bytes(piece.length) if piece.data is None else piece.data
             self.content[piece.offset : piece.offset + piece.length] = data
 

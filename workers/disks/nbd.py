@@ -21,7 +21,7 @@ from workers.disks.libnbd import LARGEST, Connection, Request
 from workers.disks.nbdkit import Export, Process
 from workers.errors import DiskBusy
 from workers.extents import Extents
-from workers.point import Piece
+from workers.point import Piece, check
 from workers.settings.places import CarrierName
 
 #: seconds between two tries to open a disk that somebody has
@@ -117,9 +117,7 @@ class NbdWriter(NbdReader):
         self._broken: Exception | None = None
 
     def write(self, pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
-            if piece.offset + piece.length > self.size:
-                raise ValueError(f"{piece.offset}+{piece.length} is beyond the disk's {self.size} bytes")
+        check(pieces, self.size)
         with self._opened.told(f"writing at {pieces[0].offset if pieces else 0}"):
             self._opened.wire.write(list(_joined(pieces)))
 
