@@ -57,8 +57,8 @@ class Doubtful:
         #: (offset, length, why)
         self.unread: list[tuple[int, int, str]] = []
 
-    def allocated(self) -> Extents:
-        return self._inner.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._inner.allocated(start, end)
 
     def undecided(self, held: Sequence[Piece]) -> list[tuple[int, int]]:
         if not isinstance(self._inner, Digested):

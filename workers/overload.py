@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from workers.disks.gentle import GentleReader, GentleWriter, Pace
+from workers.disks.saving import ReadWriter
 from workers.errors import UnderstudyError
 from workers.models import Disk
 from workers.point import Reader, Writer
@@ -15,13 +16,14 @@ from workers.run import Live
 _paces: dict[tuple[str, ...], Pace] = {}
 
 
-def gentle(writer: Writer, live: Live, site: str, disk: Disk, carrier: str) -> Writer:
-    """The writer of a slice. That it gave way is said once in the run."""
-    return GentleWriter(writer, _pace(live, site, disk, carrier, "write"), _said(live, "written"))
+def gentle(held: ReadWriter, live: Live, site: str, disk: Disk, carrier: str) -> tuple[Reader, Writer]:
+    """A slice's disk as who reads and who writes it. That it gave way is said once in the run."""
+    writer = GentleWriter(held, _pace(live, site, disk, carrier, "write"), _said(live, "written"))
+    return gentle_reader(held, live, site, disk, carrier), writer
 
 
 def gentle_reader(reader: Reader, live: Live, site: str, disk: Disk, carrier: str) -> Reader:
-    """The reader of a source's disk: production lives on the same storage."""
+    """The reader of a disk: others live on the same storage."""
     return GentleReader(reader, _pace(live, site, disk, carrier, "read"), _said(live, "read"))
 
 

@@ -31,8 +31,9 @@ class Reader(Protocol):
     #: bytes
     size: int
 
-    def allocated(self) -> Extents:
-        """Where data may be; everything outside reads as zeroes. The whole disk where that is not known."""
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        """Where data may be from `start` to `end` (None: the disk's); everything else there reads as zeroes. All of it
+        where that is not known."""
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         """The bytes of each (offset, length), in order, covering exactly what was asked; ranges may come in parts.

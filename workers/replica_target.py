@@ -322,14 +322,14 @@ class ReplicaTarget(NewReplica):
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(self._opened(held, disk, part)) as destination:
-                giving_way = gentle(destination, self.live, self.pair.site, disk, way.name)
+                reading, writing = gentle(destination, self.live, self.pair.site, disk, way.name)
                 copied = copy(
                     source,
-                    slow_writer(giving_way, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
+                    slow_writer(writing, rate_of(f"site {self.pair.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
-                    against=destination if self.decision.mode == "compare" else None,
+                    against=reading if self.decision.mode == "compare" else None,
                     stop=lambda: self.live.lost,
                 )
                 faults.at("slice.written")

@@ -18,6 +18,7 @@ from workers.disks.carrier import Carrier
 from workers.errors import NotFound, Refused, StoreDamaged, ValidationFailed
 from workers.extents import GRANULE, Extents
 from workers.models import Disk, PointDisk, RunReport, RunState, Slice, Trigger
+from workers.overload import gentle_reader
 from workers.point import Reader
 from workers.replica_target import ReplicaTarget
 from workers.settings import size
@@ -121,13 +122,18 @@ class VerifiedReplica(ReplicaTarget):
             self.live.forget_slices()
             self._note("the replica was synced since this began: it is compared with what it holds now")
         self.live.remember(situation=self.cursor.nonce, point=self.goal.id)
+        if self.live.planned:  # each slice asks for what is allocated in it
+            return {disk: Extents.whole(end).clip(start, end) for disk, (start, end) in self.scope.items()}
         todo = {}
         for disk, (start, end) in self.scope.items():
             with closing(self._frozen(disk).reader()) as held:
-                # What neither of the two has is zeroes in both.
-                allocated = held.allocated() | self.store.allocated(self._parts()[disk])
-            todo[disk] = allocated.align(GRANULE, self._sizes()[disk]).clip(start, end)
+                todo[disk] = self._allocated(disk, held, start, end)
         return todo
+
+    def _allocated(self, disk: str, held: Reader, start: int, end: int) -> Extents:
+        """What neither of the two has is zeroes in both."""
+        allocated = held.allocated(start, end) | self.store.allocated(self._parts()[disk], start, end)
+        return allocated.align(GRANULE, self._sizes()[disk]).clip(start, end)
 
     def _frozen(self, disk: str) -> Carrier:
         """The disk under the seal: what the last sync wrote, whatever stands on it."""
@@ -151,7 +157,11 @@ class VerifiedReplica(ReplicaTarget):
             self.live.check()
             self._prove_sealed()
             found = Findings()
-            with closing(frozen.reader(fresh=True)) as held:
+            disk = self._disks()[part.disk]
+            with closing(
+                gentle_reader(frozen.reader(fresh=True), self.live, self.pair.site, disk, frozen.name)
+            ) as held:
+                todo &= self._allocated(part.disk, held, part.done, part.end)
                 doubtful = Doubtful(source, held)
                 copied = copy(
                     doubtful,

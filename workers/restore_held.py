@@ -160,8 +160,8 @@ class Longer:
         self._end = reader.size
         self.size = size
 
-    def allocated(self) -> Extents:
-        return self._reader.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._reader.allocated(start, end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         pieces: list[Piece] = []

@@ -270,14 +270,14 @@ class RestoreTarget(HeldVm):
             self._prove_unchanged()
             faults.at("slice.checked")
             with closing(held.writer(holes=True)) as destination:
-                giving_way = gentle(destination, self.live, self.order.site, disk, way.name)
+                reading, writing = gentle(destination, self.live, self.order.site, disk, way.name)
                 copied = copy(
                     source,
-                    slow_writer(giving_way, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
+                    slow_writer(writing, rate_of(f"site {self.order.site}", self.site.bytes_per_second)),
                     todo,
                     threads=self.live.threads,
                     deadline=self.live.deadline,
-                    against=destination if self._compares(part.disk) else None,
+                    against=reading if self._compares(part.disk) else None,
                     stop=lambda: self.live.lost,
                 )
                 faults.at("slice.written")

@@ -125,6 +125,19 @@ def test_what_is_not_allocated_reads_as_zeroes(bench: Bench) -> None:
         assert all(not any(p.data or b"") for p in reader.read(list(outside)))
 
 
+def test_what_is_allocated_can_be_asked_for_a_part(bench: Bench) -> None:
+    """As the whole answer says of that part, also where data begins before it or ends after it."""
+    disk = bench.disk()
+    bench.put(2 * MIB, b"x" * MIB)
+    bench.put(SIZE - 65536, b"y" * 65536)
+    with closing(disk.reader()) as reader:
+        whole = reader.allocated()
+        inside = (2 * MIB + 65536, 2 * MIB + 131072)
+        for start, end in ((0, MIB), (0, 3 * MIB), inside, (MIB, SIZE), (5 * MIB, SIZE + MIB), (0, 0)):
+            assert reader.allocated(start, end) == whole.clip(start, end), (start, end)
+        assert reader.allocated(MIB) == whole.clip(MIB, SIZE)
+
+
 def test_what_is_beyond_the_end_is_an_error_and_changes_nothing(bench: Bench) -> None:
     disk = bench.disk()
     with disk.hold(0, 0, wait=0) as held, closing(held.writer(holes=True)) as writer:

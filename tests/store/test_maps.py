@@ -13,7 +13,7 @@ from tests.store.disks import MemoryDisk, assert_content, backup, noise
 from workers.errors import StoreTooNew
 from workers.extents import GRANULE
 from workers.store import Store, diff, layout, maps
-from workers.store.layout import BLOCK
+from workers.store.layout import BLOCK, SEGMENT
 from workers.store.maps import (
     EMPTY_MAP,
     GRANULES,
@@ -137,6 +137,31 @@ def test_scraps_in_too_many_blobs_are_repacked(store: Store, monkeypatch: pytest
         assert made[0].differing == disk.differs(before)
     assert rewritten and max(blobs) <= 9 and min(blobs[10:]) < 5
     assert not disk.differs(None) - store.allocated(point.disks[0])
+
+
+def test_what_is_allocated_in_a_part_takes_no_other_maps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 TiB all maps are a GiB: a message that works on one segment reads one."""
+    disk = MemoryDisk(3 * SEGMENT - MIB)
+    for at in (0, SEGMENT - MIB, SEGMENT, 2 * SEGMENT + 5 * MIB):
+        disk.put(at, noise(MIB, at // MIB))
+    candidates = disk.differs(None)
+    point, _ = backup(store, disk, candidates)
+    (made,) = point.disks
+    assert store.allocated(made) == candidates
+    parts = [(0, SEGMENT), (SEGMENT - MIB, SEGMENT + 4096), (SEGMENT + MIB, 2 * SEGMENT), (2 * SEGMENT, disk.size)]
+    for start, end in parts:
+        assert store.allocated(made, start, end) == candidates.clip(start, end)
+    read: list[Name] = []
+    real = maps.MapsFile.segment
+
+    def segment(file: maps.MapsFile, where: Name, data: memoryview) -> SegmentMap:
+        read.append(where)  # it is only counted
+        return real(file, where, data)
+
+    monkeypatch.setattr(maps.MapsFile, "segment", segment)
+    again = Store.open(store.path)
+    again.allocated(made, SEGMENT + MIB, 2 * SEGMENT)
+    assert read == [again._maps.parse(made.segments[1])]
 
 
 def test_a_batch_of_scattered_ranges_holds_little_memory(store: Store) -> None:

@@ -134,19 +134,20 @@ class FileReader:
             self.close()
             raise Refused(f"{found.flat} is shorter than its descriptor says ({self.size} bytes); nothing was read")
 
-    def allocated(self) -> Extents:
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
         """By SEEK_DATA: on NFS without holes this is the whole disk, which is right, only slower."""
-        found, position = Gathering(), 0
-        while position < self.size:
+        end = self.size if end is None else min(end, self.size)
+        found, position = Gathering(), start
+        while position < end:
             try:
-                start = os.lseek(self._fd, position, os.SEEK_DATA)
+                data = os.lseek(self._fd, position, os.SEEK_DATA)
             except OSError as err:
                 if err.errno == errno.ENXIO:
                     break
-                return Extents.whole(self.size)
-            position = os.lseek(self._fd, start, os.SEEK_HOLE)
-            found.add(start, position - start)
-        return found.extents().clip(0, self.size)
+                return Extents.whole(self.size).clip(start, end)
+            position = os.lseek(self._fd, data, os.SEEK_HOLE)
+            found.add(data, position - data)
+        return found.extents().clip(start, end)
 
     def forget_cached(self) -> None:
         """What is read next comes from the datastore, not from this machine's memory of it."""

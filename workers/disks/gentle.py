@@ -110,8 +110,8 @@ class _Gentle(Generic[T]):
 
 
 class GentleReader(_Gentle[Reader]):
-    def allocated(self) -> Extents:
-        return self._disk.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._disk.allocated(start, end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         began = self._clock()

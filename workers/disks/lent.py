@@ -15,8 +15,8 @@ class Lent:
         self._reader = reader
         self.size = reader.size
 
-    def allocated(self) -> Extents:
-        return self._reader.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._reader.allocated(start, end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         return self._reader.read(batch)

@@ -236,12 +236,12 @@ class Connection:
 
     # --- what is there ---------------------------------------------------------------------------------------------
 
-    def allocated(self) -> Extents | None:
-        """What may hold data; None where the server does not say."""
+    def allocated(self, start: int, end: int) -> Extents | None:
+        """What may hold data there, and a little after it; None where the server does not say."""
         if not self._mapped:
             return None
         found = Gathering()
-        position = 0
+        position = start
 
         def told(_: Any, context: bytes, offset: int, entries: Any, count: int, __: Any) -> int:
             nonlocal position
@@ -256,9 +256,9 @@ class Connection:
         callback = _Extents(_EXTENT(told))
         with self._lock:
             handle = self._open()
-            while position < self.size:
+            while position < end:
                 before = position
-                count = min(_MAP, self.size - position)
+                count = min(_MAP, end - position)
                 cookie = self._lib.nbd_aio_block_status(handle, count, position, callback, _NOTHING, 0)
                 try:
                     self._finish(handle, cookie, "asking what is allocated")

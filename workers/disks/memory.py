@@ -21,8 +21,8 @@ class MemoryDisk:
         self._locks: list[tuple[int, int]] = []
         self._guard = threading.Lock()
 
-    def allocated(self) -> Extents:
-        return Extents.whole(self.size)
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return Extents.whole(self.size).clip(start, self.size if end is None else end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         for offset, length in batch:

@@ -23,8 +23,8 @@ class Saving:
         self._saved = undo.covered.clip(start, end)
         self.size = disk.size
 
-    def allocated(self) -> Extents:
-        return self._disk.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._disk.allocated(start, end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         return self._disk.read(batch)

@@ -35,8 +35,8 @@ class SlowReader:
         self._rate = rate
         self.size = reader.size
 
-    def allocated(self) -> Extents:
-        return self._reader.allocated()
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self._reader.allocated(start, end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         pieces = self._reader.read(batch)

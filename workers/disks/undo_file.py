@@ -273,8 +273,8 @@ class UndoFile:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def allocated(self) -> Extents:
-        return self.covered
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return self.covered.clip(start, self.size if end is None else end)
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         """What these ranges held, each a part of what was saved. Raises `StoreDamaged` when a digest is wrong."""

@@ -79,8 +79,12 @@ def _fewer(starts: Ints, ends: Ints, most: int) -> tuple[Ints, Ints]:
     return found.offsets, found.offsets + found.lengths
 
 
-def allocated(maps: Maps, b: PointDisk) -> Extents:
-    return diff(maps, None, b)
+def allocated(maps: Maps, b: PointDisk, start: int = 0, end: int | None = None) -> Extents:
+    """Only the maps of segments that lie there are read."""
+    end = b.disk.capacity if end is None else end
+    there = range(start // SEGMENT, -(-end // SEGMENT))
+    part = tuple(name if number in there else "" for number, name in enumerate(b.segments))
+    return diff(maps, None, b.model_copy(update={"segments": part})).clip(start, end)
 
 
 def _content(name: str) -> str:

@@ -98,8 +98,8 @@ class DiskReader:
         #: pack and byte that the last batch's reading came to
         self._came_to = (0, 0)
 
-    def allocated(self) -> Extents:
-        return diff.allocated(self._maps, self._disk)
+    def allocated(self, start: int = 0, end: int | None = None) -> Extents:
+        return diff.allocated(self._maps, self._disk, start, end)
 
     def close(self) -> None:
         self._scraps = _Scraps(SCRAPS)

@@ -175,8 +175,8 @@ class Store:
         """A superset, in granules, of where b's content differs from a's; `a` None is a disk of zeroes."""
         return diff.diff(self._maps, a, b)
 
-    def allocated(self, b: PointDisk) -> Extents:
-        return diff.allocated(self._maps, b)
+    def allocated(self, b: PointDisk, start: int = 0, end: int | None = None) -> Extents:
+        return diff.allocated(self._maps, b, start, end)
 
     # --- writing --------------------------------------------------------------------------------------------
 
