@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tasks.lab import lifecycle, vcenter
 from workers import backup, dispatch, replicate
@@ -41,17 +41,10 @@ def main() -> None:
     arguments.add_argument("--rate", default="20MB")
     arguments.add_argument("--workers", type=int, default=4)
     given = arguments.parse_args()
-    print(measure(given.gib << 30, given.rate, given.workers).words)
+    print(measure(given.gib << 30, given.rate, given.workers))
 
 
-class Spread(NamedTuple):
-    #: seconds
-    alone: float
-    together: float
-    words: str
-
-
-def measure(size: int, rate: str, workers: int) -> Spread:
+def measure(size: int, rate: str, workers: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return _measure(Path(folder) / "lab", size, rate, workers)
@@ -59,7 +52,7 @@ def measure(size: int, rate: str, workers: int) -> Spread:
             lifecycle.down(Path(folder) / "lab", erase=True)
 
 
-def _measure(folder: Path, size: int, rate: str, workers: int) -> Spread:
+def _measure(folder: Path, size: int, rate: str, workers: int) -> str:
     state = lifecycle.up(folder, only=("prod", "dr"), extra=POLICY)
     settings = load(state.config)
     here = Here(settings, Catalogue.create(settings.catalogue))
@@ -82,7 +75,7 @@ def _measure(folder: Path, size: int, rate: str, workers: int) -> Spread:
         lines.append(f"| {count} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {together} |")
     lines.append(f"\n{workers} workers are {took[1] / took[workers]:.2f} times as fast as one. ")
     lines.append(f"Disk: {size >> 20} MiB of random data; each worker writes at most {rate} a second.\n")
-    return Spread(took[1], took[workers], "\n".join(lines))
+    return "\n".join(lines)
 
 
 def limited(here: Here, rate: str, workers: int) -> Here:

@@ -33,6 +33,8 @@ _UNITS = {"M": 1 << 20, "G": 1 << 30}
 #: What is read for a job is in the page cache before each turn, not before each round: who came after a program that
 #: fills gigabytes of cache with what it writes would read from the disk, and it was mostly the same one.
 SOURCES = {"full": ("disk0",), "a": ("disk1a",), "b": ("disk1b",), "nbd": ("disk0",)}
+#: What takes about a second is done so often in one turn, each time anew: one late fsync would be most of its figure.
+TIMES = 3
 #: work, and whose: its name in `report.Found`
 Turn = tuple[str, Callable[[], None]]
 
@@ -95,11 +97,6 @@ class Bench:
 
         work = [*self._kinds(ours), *((p.name, self._stored(p, "full", "disk0", "v0", None)) for p in self.backups)]
         self._in_turn("full", number, work)
-        for kind in self.kinds:
-            for name in ("a4", "a64", "b", "scan"):
-                target = self._store(f"store-{name}", kind)
-                with self.noted(name, kind):
-                    peers.run("cp", "-a", "--reflink=auto", self._store("store", kind), target)
 
     def _incrementals(self, number: int) -> None:
         for letter, jobs in (("a", {"a4": "changes4k", "a64": "changes"}), ("b", {"b": "changes", "scan": None})):
@@ -123,9 +120,14 @@ class Bench:
     def _job(self, job: str, what: str, disk: Path, more: tuple[str | Path, ...]) -> Callable[[str], None]:
         def do(kind: str) -> None:
             store = self._store(f"store-{job}", kind)
-            before = _size(store)
-            self._ours(job, kind, what, f"store-{job}", disk, *more)
-            self.found.stored[job][kind].append(_size(store) - before)
+            for _ in range(TIMES):
+                shutil.rmtree(store, ignore_errors=True)
+                peers.run("cp", "-a", "--reflink=auto", self._store("store", kind), store)
+                before = _size(store)
+                self._settle()
+                self._warm(disk.stem)
+                self._ours(job, kind, what, f"store-{job}", disk, *more)
+                self.found.stored[job][kind].append(_size(store) - before)
 
         return do
 
@@ -157,7 +159,6 @@ class Bench:
     def _applies(self, number: int, letter: str) -> None:
         """Onto a copy of disk0; qemu-img commits an overlay that was made before, without any digest."""
         job, new, target = f"apply {letter}", self._disk(f"disk1{letter}"), self.out / "disk.raw"
-        overlay: list[Path] = []
 
         def fresh() -> None:
             shutil.rmtree(self.out)
@@ -168,9 +169,10 @@ class Bench:
             self._settle()
 
         def ours(kind: str) -> None:
-            fresh()
-            self._ours(job, kind, "apply", "store-a4" if letter == "a" else "store-b", target, "--point", "1")
-            self._same(new.stem, target)
+            for _ in range(TIMES):
+                fresh()
+                self._ours(job, kind, "apply", "store-a4" if letter == "a" else "store-b", target, "--point", "1")
+                self._same(new.stem, target)
 
         def rsync() -> None:
             fresh()
@@ -178,19 +180,17 @@ class Bench:
             self._same(new.stem, target)
 
         def commit() -> None:
-            fresh()
-            if not overlay:
-                overlay.append(self.qemu.overlay(self._disk("disk0"), new, letter))
-                self._settle()
-            self.qemu.aim(overlay[0], target)
-            self._time(job, "qemu-img", lambda: self.qemu.commit(overlay[0], target))
-            self._same(new.stem, target)
+            overlay = self.qemu.overlay(self._disk("disk0"), new, letter)
+            for _ in range(TIMES):
+                fresh()
+                self.qemu.aim(overlay, target)
+                self._time(job, "qemu-img", lambda: self.qemu.commit(overlay, target))
+                self._same(new.stem, target)
+            overlay.unlink()
 
         theirs: list[tuple[peers.Peer, Callable[[], None]]] = [(self.rsync, rsync), (self.qemu, commit)]
         here = [(peer.name, do) for peer, do in theirs if peer in self.peers]
         self._in_turn(job, number, [*self._kinds(ours), *here])
-        for path in overlay:
-            path.unlink()
 
     def _nbd(self, number: int) -> None:
         """From one socket to another, both served by nbdkit; the target is new for each."""
@@ -308,12 +308,6 @@ class Bench:
                 self.results.sections[title] = measure()
         self.results.write()
 
-    def spread(self, size: int) -> str:
-        told = bench_spread.measure(size, "20MB", 4)
-        self.found.seconds["spread"]["ours"].append(told.together)
-        self.found.seconds["spread"]["one worker"].append(told.alone)
-        return told.words
-
 
 def _written_before(place: Path) -> None:
     """All of a file system's blocks are written once, as a datastore's are: whoever comes first to a part of a sparse
@@ -374,7 +368,7 @@ def main() -> None:
         with bench.noted("the sparse disk", "ours"):
             bench.sparse()
         if not args.no_lab:
-            bench.section("One disk by four workers", lambda: bench.spread(min(size, 1 << 30)))
+            bench.section("One disk by four workers", lambda: bench_spread.measure(min(size, 1 << 30), "20MB", 4))
             bench.section("The task path", lambda: bench_lab.measure(3 * args.runs))
             bench.section("The disks by the task path", lambda: bench_tasks.measure(bench.disks, args.runs))
     finally:
