@@ -73,7 +73,7 @@ def _measure(folder: Path, size: int, rate: str, workers: int) -> str:
         took[count] = seconds = _first_sync(limited(here, rate, count), member, count)
         together = _at_once(here, name)
         lines.append(f"| {count} | {seconds:.1f} | {size / seconds / 1e6:.0f} | {together} |")
-    lines.append(f"\n{workers} workers are {took[1] / took[workers]:.2f} times as fast as one. ")
+    lines.append(f"\n{workers} workers are {took[1] / took[workers]:.2f} times as fast as one (goal: 3).")
     lines.append(f"Disk: {size >> 20} MiB of random data; each worker writes at most {rate} a second.\n")
     return "\n".join(lines)
 

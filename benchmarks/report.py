@@ -62,8 +62,7 @@ ROWS = (
 )  # fmt: skip
 
 SECTIONS = {
-    "One disk by four workers": "Each worker is held to the same rate, as one VDDK connection would hold it (goal: 3 times "
-    "as fast as one).",
+    "One disk by four workers": "Each worker is held to the same rate, as one VDDK connection would hold it.",
     "The task path": "A request through Redis and a worker to the commit, in a lab of two simulated vCenters.",
     "The disks by the task path": "The disks of the first table, each round in a lab and a store of its own.",
 }
@@ -178,10 +177,8 @@ class Results:
     def _kept(self) -> dict[str, str]:
         page = self._folder / "results.md"
         parts = page.read_text().split("\n## ")[1:] if page.exists() else []
-        kept = dict(part.split("\n", 1) for part in parts)
-        return {
-            title: text.strip().removeprefix(SECTIONS.get(title, "")).strip() + "\n" for title, text in kept.items()
-        }
+        kept = [part.split("\n", 1) for part in parts]
+        return {title: text.strip().removeprefix(SECTIONS.get(title, "")).strip() + "\n" for title, text in kept}
 
     def write(self) -> None:
         lines = [
