@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,6 +164,27 @@ def test_the_password_is_told_to_nobody(place: Place) -> None:
                 assert b"s3cret" not in file.read_bytes(), file
     finally:
         opened.close()
+
+
+def test_a_temporary_folder_too_deep_for_a_socket_is_named(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path has 107 bytes. The longest folder that is not refused works."""
+    for length, works in ((nbdkit._LONGEST, True), (nbdkit._LONGEST + 1, False)):
+        folder = "/tmp/" + "d" * (length - len("/tmp/") - len(f"/{nbdkit.runtime().name}"))
+        Path(folder).mkdir()
+        try:
+            monkeypatch.setattr(tempfile, "tempdir", folder)
+            assert len(str(nbdkit.runtime())) == length
+            if works:
+                with closing(place.disk().reader()) as reader:
+                    assert len(reader.read([(0, MIB)])) == 1
+            else:
+                with pytest.raises(ConfigError, match=f"{folder} is too long for a socket by 1 bytes: .*TMPDIR"):
+                    place.disk().reader()
+                assert not nbdkit.runtime().exists()
+        finally:
+            shutil.rmtree(folder)
 
 
 def test_vmwares_library_is_told_how_long_it_may_wait_for_a_host(place: Place) -> None:

@@ -79,10 +79,19 @@ def runtime() -> Path:
     return Path(tempfile.gettempdir()) / f"understudy-nbd-{os.getuid()}"
 
 
+#: of a socket's path (unix(7): 108 bytes, with a zero at the end), less what `Process` puts behind `runtime()`
+_LONGEST = 107 - len("/tmpxxxxxxxx/socket")
+
+
 def missing(library: Library) -> str | None:
     """Why VMware's library can not be used on this worker, in words; None when it can, as far as that is seen here."""
     if shutil.which("nbdkit") is None:
         return "nbdkit is not installed on this worker: install the packages nbdkit and nbdkit-plugin-vddk"
+    if (length := len(os.fsencode(runtime()))) > _LONGEST:
+        return (
+            f"the path of this worker's temporary folder {tempfile.gettempdir()} is too long for a socket by "
+            f"{length - _LONGEST} bytes: start the worker with TMPDIR set to a shorter one"
+        )
     if "/" in library.plugin and not Path(library.plugin).is_file():
         return f"there is no {library.plugin}, which `vddk.plugin` names"
     found = [*library.libdir.glob("libvixDiskLib.so*"), *library.libdir.glob("lib64/libvixDiskLib.so*")]
