@@ -46,6 +46,14 @@ class Reader(Protocol):
 
 
 @runtime_checkable
+class Filling(Protocol):
+    """A `Reader` that reads into memory that it is given: lone blocks of 4 KiB take less than half the time so."""
+
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        """As `read`, one after the other in `into`, which has exactly their size."""
+
+
+@runtime_checkable
 class Digested(Protocol):
     """A `Reader` that knows digests of its content, so that what equals it need not be read to be known as equal."""
 

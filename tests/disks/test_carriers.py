@@ -16,10 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.disks.bench import MIB, SIZE, Bench, losetup
+from workers.disks.gentle import GentleReader, Pace
+from workers.disks.lent import Lent
 from workers.disks.nbd import NbdWriter
+from workers.disks.throttle import Rate, SlowReader
 from workers.errors import DiskBusy, Refused, UnderstudyError
 from workers.extents import Extents
-from workers.point import Piece
+from workers.gather import fill
+from workers.point import Filling, Piece
 
 
 @pytest.fixture(params=["file", "nbd", "hotadd", "hotadd loop", "memory"])
@@ -88,6 +92,25 @@ def test_ranges_come_in_order_whole_and_as_the_readers_own_memory(bench: Bench) 
         assert [bytes(p.data or b"") for p in pieces] == [content[o : o + n] for o, n in ranges]
         assert bytes(again.data or b"") == content[:4096]
         assert reader.read([]) == []
+
+
+def test_ranges_are_laid_one_after_the_other_into_memory_that_is_given(bench: Bench) -> None:
+    """By the carrier itself, and through all that may stand before it on the way."""
+    content = random.Random(10).randbytes(SIZE)
+    disk = bench.disk()
+    bench.put(0, content)
+    scattered = [(at, 4096) for at in range(MIB, 2 * MIB, 16384)]
+    ranges = [(0, 70_000), *scattered, (3 * MIB + 512, 512), (4 * MIB, 3 * MIB), (SIZE - 100, 100)]
+    expected = b"".join(content[offset : offset + length] for offset, length in ranges)
+    with closing(disk.reader()) as reader:
+        assert isinstance(reader, Filling) == (bench.carrier != "memory")  # memory takes the way of who can only read
+        on_the_way = GentleReader(SlowReader(Lent(reader), Rate(1 << 40)), Pace(), lambda: None)
+        assert isinstance(on_the_way, Filling)
+        for each in (reader, on_the_way):
+            held = bytearray(b"?" * (len(expected) + 2))
+            fill(each, ranges, memoryview(held)[1:-1])
+            assert held == b"?" + expected + b"?"
+            fill(each, [], memoryview(b""))
 
 
 def test_threads_share_a_reader(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from workers.disks.file import Descriptor, FileLock, FileReader, FileWriter, datastore_file
-from workers.errors import ConfigError, DiskBusy, NoSpace, NotFound, Refused
+from workers.errors import ConfigError, DiskBusy, NoSpace, NotFound, Refused, UnderstudyError
 from workers.extents import Extents
 from workers.point import Piece
 
@@ -75,6 +75,15 @@ def test_large_runs_go_past_the_page_cache_and_small_ones_beside_them(tmp_path: 
     assert b"".join(bytes(p.data or b"") for p in writer.read([(0, 32 * MIB)])) == expected
     writer.close()
     assert (tmp_path / "a-flat.vmdk").read_bytes() == expected
+
+
+def test_a_disk_that_ends_while_it_is_read_is_named(tmp_path: Path) -> None:
+    reader = FileReader(make(tmp_path, "a", MIB))
+    os.truncate(tmp_path / "a-flat.vmdk", MIB // 2)
+    for read in (reader.read, lambda batch: reader.fill(batch, memoryview(bytearray(8192)))):
+        with pytest.raises(UnderstudyError, match=f"a-flat.vmdk ended at {MIB // 2} of {MIB} bytes while it was read"):
+            read([(MIB // 2 - 4096, 8192)])
+    reader.close()
 
 
 def test_more_pieces_than_one_pwritev_takes(tmp_path: Path) -> None:

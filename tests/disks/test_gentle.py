@@ -8,6 +8,7 @@ import pytest
 
 from workers.disks.gentle import APART, LEAST, LONGEST, LOWEST, MIB, GentleReader, GentleWriter, Pace
 from workers.disks.memory import MemoryDisk
+from workers.gather import fill
 from workers.point import BATCH, Piece
 
 
@@ -70,15 +71,23 @@ def test_zeroes_that_cost_nothing_are_no_measure() -> None:
     assert storage.paused == 0
 
 
-def test_a_reader_gives_way_too() -> None:
+@pytest.mark.parametrize("how", ["read", "fill"])
+def test_a_reader_gives_way_too(how: str) -> None:
     storage = Storage(0.001, 0.01)
     reader = storage.reader(Pace())
+
+    def look() -> None:
+        if how == "read":
+            assert len(reader.read([(0, MIB)])) == 1
+        else:
+            fill(reader, [(0, MIB)], memoryview(bytearray(MIB)))
+
     for _ in range(2 * APART):
-        assert len(reader.read([(0, MIB)])) == 1
+        look()
     assert storage.paused == 0
     storage.mib = 0.5
     for _ in range(4 * APART):
-        reader.read([(0, MIB)])
+        look()
     assert storage.paused > 10 and storage.said == ["r"]
 
 

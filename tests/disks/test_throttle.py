@@ -8,6 +8,7 @@ import pytest
 
 from workers.disks import throttle
 from workers.disks.memory import MemoryDisk
+from workers.gather import fill
 from workers.point import Piece
 
 
@@ -43,6 +44,8 @@ def test_a_reader_and_a_writer_take_their_time(clock: Clock) -> None:
     assert reader.read([(0, 4)])[0].data == b"xxxx"
     reader.read([(0, 1 << 18)])
     assert 0.75 <= clock.now < 0.76
+    fill(reader, [(0, 1 << 17), (1 << 19, 1 << 17)], memoryview(bytearray(1 << 18)))
+    assert 1.0 <= clock.now < 1.01
     assert throttle.slow_reader(disk, None) is disk
     assert throttle.rate_of("site dr", None) is None
     assert throttle.rate_of("site dr", 5) is throttle.rate_of("site dr", 5) is not throttle.rate_of("site dr", 6)

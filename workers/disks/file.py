@@ -8,7 +8,6 @@ content id (CID), or a delta that stands on it would be silently wrong (VMware K
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import fcntl
 import mmap
@@ -30,7 +29,7 @@ from workers.point import BATCH, Piece, check
 _OFD_SETLK = 37
 _FLOCK = struct.Struct("hhqqi4x")
 _PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01
-_libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+_libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 #: Runs of at least this many bytes are written past the page cache (O_DIRECT): a restore of 2.5 GiB took 6 to 11 s in
@@ -161,11 +160,22 @@ class FileReader:
         while len(data) < length:
             more = os.pread(self._fd, length - len(data), offset + len(data))
             if not more:
-                raise UnderstudyError(
-                    f"{self.path} ended at {offset + len(data)} of {self.size} bytes while it was read"
-                )
+                raise self._ended(offset + len(data))
             data += more
         return data
+
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        end = 0
+        for offset, length in batch:
+            rest, end = into[end : end + length], end + length
+            while rest:
+                done = os.preadv(self._fd, [rest], offset)
+                if not done:
+                    raise self._ended(offset)
+                rest, offset = rest[done:], offset + done
+
+    def _ended(self, at: int) -> UnderstudyError:
+        return UnderstudyError(f"{self.path} ended at {at} of {self.size} bytes while it was read")
 
     def close(self) -> None:
         """A second time does nothing: by then the number may be another open file's."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from workers.extents import Extents
+from workers.gather import fill
 from workers.point import Piece, Reader, Writer
 
 #: how much slower than its best a disk must answer to be taken for overloaded
@@ -118,6 +119,11 @@ class GentleReader(_Gentle[Reader]):
         pieces = self._disk.read(batch)
         self._after(began, batch)
         return pieces
+
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        began = self._clock()
+        fill(self._disk, batch, into)
+        self._after(began, batch)
 
 
 class GentleWriter(_Gentle[Writer]):

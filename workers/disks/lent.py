@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workers.extents import Extents
+from workers.gather import fill
 from workers.point import Piece, Reader
 
 
@@ -20,6 +21,9 @@ class Lent:
 
     def read(self, batch: Sequence[tuple[int, int]]) -> list[Piece]:
         return self._reader.read(batch)
+
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        fill(self._reader, batch, into)
 
     def close(self) -> None:
         """Its owner closes it."""

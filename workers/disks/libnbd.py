@@ -8,7 +8,6 @@ interface stays compatible. ctypes lets go of the GIL during each call.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import errno
 import socket
 import threading
@@ -16,6 +15,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from workers.errors import ConfigError
 from workers.extents import Extents, Gathering
@@ -83,7 +84,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def library() -> ctypes.CDLL:
     """Raises `ConfigError` where libnbd is not installed."""
     try:
-        found = ctypes.CDLL(ctypes.util.find_library("nbd") or "libnbd.so.0")
+        found = ctypes.CDLL("libnbd.so.0")
     except OSError as err:
         raise ConfigError(
             "libnbd is not installed on this worker, which the carrier nbd needs: install the package libnbd0 (Debian) "
@@ -169,6 +170,8 @@ class Connection:
     # --- moving bytes ----------------------------------------------------------------------------------------------
 
     def read(self, requests: Sequence[Request]) -> None:
+        if any(request.memory is None or request.memory.readonly for request in requests):
+            raise ValueError("a read needs memory that may be written")
         self._move(requests, "read")
 
     def write(self, requests: Sequence[Request]) -> None:
@@ -195,16 +198,16 @@ class Connection:
         memory belongs to libnbd until then."""
         with self._lock:
             handle, waiting = self._open(), deque(_cut(requests))
-            under_way: dict[int, tuple[int, Any]] = {}
+            under_way: dict[int, Request] = {}
             held, first = 0, None
             while under_way or (waiting and first is None):
                 while waiting and first is None and len(under_way) < DEPTH and held < IN_FLIGHT:
                     request = waiting.popleft()
-                    cookie, memory = self._start(handle, request, how)
+                    cookie = self._start(handle, request, how)
                     if cookie < 0:
                         first = failed(f"{how} at {request.offset}")
                         break
-                    under_way[cookie] = (request.length, memory)
+                    under_way[cookie] = request
                     held += request.length
                 if not under_way:
                     break
@@ -218,16 +221,17 @@ class Connection:
                     if (result := self._lib.nbd_aio_command_completed(handle, cookie)) != 0:
                         if result < 0:
                             first = first or failed(how)
-                        held -= under_way.pop(cookie)[0]
+                        held -= under_way.pop(cookie).length
             if first is not None:
                 raise first
 
-    def _start(self, handle: int, request: Request, how: Literal["read", "write"]) -> tuple[int, Any]:
-        if request.memory is None:
-            return self._lib.nbd_aio_zero(handle, request.length, request.offset, _NOTHING, 0), None
+    def _start(self, handle: int, request: Request, how: Literal["read", "write"]) -> int:
+        offset, length, memory = request
+        if memory is None:
+            return int(self._lib.nbd_aio_zero(handle, length, offset, _NOTHING, 0))
         start = self._lib.nbd_aio_pread if how == "read" else self._lib.nbd_aio_pwrite
-        memory = _address(request.memory)
-        return start(handle, memory, request.length, request.offset, _NOTHING, 0), memory
+        # by numpy: ctypes gives no address of memory that may only be read
+        return int(start(handle, np.frombuffer(memory, np.uint8).ctypes.data, length, offset, _NOTHING, 0))
 
     def _abandon(self) -> None:
         handle, self._handle = self._handle, None
@@ -276,10 +280,3 @@ def _cut(requests: Iterable[Request]) -> Iterator[Request]:
         for start in range(0, length, LARGEST):
             size = min(LARGEST, length - start)
             yield Request(offset + start, size, None if memory is None else memory[start : start + size])
-
-
-def _address(memory: memoryview) -> Any:
-    """What ctypes passes as the address of these bytes. Of read-only memory the address of a copy."""
-    if memory.readonly:
-        return ctypes.create_string_buffer(memory.tobytes(), memory.nbytes)
-    return (ctypes.c_char * memory.nbytes).from_buffer(memory)

@@ -106,6 +106,14 @@ class NbdReader:
             self._opened.wire.read(wanted)
         return [Piece(offset, length, memory) for offset, length, memory in wanted]
 
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        end, wanted = 0, []
+        for offset, length in batch:
+            wanted.append(Request(offset, length, into[end : end + length]))
+            end += length
+        with self._opened.told(f"reading at {batch[0][0] if batch else 0}"):
+            self._opened.wire.read(wanted)
+
     def close(self) -> None:
         self._opened.close()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from workers.extents import Extents
+from workers.gather import fill
 from workers.point import Piece, Reader, Writer
 
 
@@ -42,6 +43,10 @@ class SlowReader:
         pieces = self._reader.read(batch)
         self._rate.wait(_carried(pieces))
         return pieces
+
+    def fill(self, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+        fill(self._reader, batch, into)
+        self._rate.wait(len(into))
 
     def close(self) -> None:
         self._reader.close()

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.extents import EMPTY, GRANULE, Extents
+from workers.gather import gather, gather_some
 from workers.point import BATCH, Piece, Reader
 from workers.store import files, layout
 from workers.store.crypt import PLAIN, Keys
-from workers.store.gather import gather, gather_some, spread_out
 from workers.store.layout import ALIGN, BLOCK, PACKED, SCRAP, SMALL, ZSTD
 from workers.store.maps import GRANULES, Places
 from workers.store.packs import Blob
@@ -209,24 +209,12 @@ class Lane:
         if not part.source:
             assert was is not None
             return was
-        asked, into = part.ranges, self._now[: part.bytes]
-        if was is not None:
+        into = self._now[: part.bytes]
+        if was is None:
+            read = gather(work.source, part.ranges, into)
+        else:
             into[:] = was
             read = gather_some(work.source, part.ranges, _intersect(part.ranges, work.candidates), into)
-            with work.lock:
-                work.read += read
-            return into
-        first = asked[0]
-        if len(asked) == 1 and first[0] + first[1] <= work.source.size:
-            pieces = work.source.read(asked)
-            with work.lock:
-                work.read += part.bytes
-            if len(pieces) == 1 and pieces[0].data is not None and pieces[0][:2] == first:
-                # What came in one piece is used where it is.
-                return np.frombuffer(pieces[0].data, np.uint8)
-            spread_out(pieces, asked, asked, into)
-            return into
-        read = gather(work.source, asked, into)
         with work.lock:
             work.read += read
         return into

@@ -8,7 +8,6 @@ serves.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import sys
 import threading
 from functools import cache
@@ -33,7 +32,7 @@ class _Buffer(ctypes.Structure):
 def library() -> ctypes.CDLL | None:
     """None where it is not installed. ctypes lets go of the GIL during each call."""
     try:
-        found = ctypes.CDLL(ctypes.util.find_library("zstd") or "libzstd.so.1")
+        found = ctypes.CDLL("libzstd.so.1")
     except OSError:
         return None
     found.ZSTD_createDCtx.restype, found.ZSTD_createDCtx.argtypes = _pointer, ()

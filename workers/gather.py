@@ -7,16 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.point import Reader
+from workers.point import Filling, Reader
 
 
 def gather(reader: Reader, ranges: Sequence[tuple[int, int]], into: NDArray[np.uint8]) -> int:
     """The ranges, one after the other in `into`; what lies beyond the disk is zeroes. Returns the bytes read."""
     inside = [(offset, min(length, reader.size - offset)) for offset, length in ranges if offset < reader.size]
-    if sum(length for _, length in inside) != len(into):
-        into[:] = 0
-    spread_out(reader.read(inside) if inside else [], inside, ranges, into)
-    return sum(length for _, length in inside)
+    held = sum(length for _, length in inside)
+    into[held:] = 0
+    fill(reader, inside, into[:held].data)
+    return held
+
+
+def fill(reader: Reader, batch: Sequence[tuple[int, int]], into: memoryview) -> None:
+    """All of them, in `into`, which has exactly their size."""
+    if isinstance(reader, Filling):
+        reader.fill(batch, into)
+    else:
+        spread_out(reader.read(batch), batch, batch, np.frombuffer(into, np.uint8))
 
 
 def gather_some(
