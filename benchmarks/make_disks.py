@@ -28,10 +28,9 @@ _UUID = "11111111-2222-3333-4444-555555555555"
 
 def make(folder: Path, size: int = SIZE) -> None:
     """What is there already is kept, unless it is of another size."""
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / "disk0.raw").exists() and (folder / "disk0.raw").stat().st_size != size:
-        for file in folder.iterdir():
-            file.unlink()
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "disk0.raw").exists():
         _base(folder, size)
     if not (folder / "disk1a.changes").exists():
