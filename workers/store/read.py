@@ -132,29 +132,31 @@ class DiskReader:
         that is damaged stays so for the next who reads it, and he is told.
         """
         held = [(offset, min(length, self.size - offset)) for offset, length in batch if offset < self.size]
-        position = 0
+        end = 0
         for segment, ranges in _by_segment(held, self.size):
             rows = self._rows(segment, ranges)
-            order, borders = rows.users()
-            starts = np.cumsum(rows.lengths) - rows.lengths + position
-            position += int(rows.lengths.sum())
-            lasts = np.zeros(len(rows.blobs) + 1, np.int64)
-            np.maximum.at(lasts, rows.blob, rows.inside + rows.lengths)
-            wanted = lasts.tolist()
+            start, end = end, end + int(rows.lengths.sum())
+            self._look(rows, into[start:end])
+        into[end:] = 0
 
-            def unpack(number: int, pack: Pack, slot: int, stored: memoryview) -> memoryview:
-                if pack.flags[slot] & PACKED:
-                    return decode(pack, slot, stored)
-                return _unchecked(pack, slot, stored, wanted[number + 1])  # noqa: B023  (used within the loop's turn)
+    def _look(self, rows: Rows, into: NDArray[np.uint8]) -> None:
+        order, borders = rows.users()
+        at = (np.cumsum(rows.lengths) - rows.lengths).tolist()
+        inside, lengths = rows.inside.tolist(), rows.lengths.tolist()
+        wanted = np.zeros(len(rows.blobs) + 1, np.int64)
+        np.maximum.at(wanted, rows.blob, rows.inside + rows.lengths)
 
-            at, inside, lengths = starts.tolist(), rows.inside.tolist(), rows.lengths.tolist()
-            for i in order[: borders[0]]:
-                into[at[i] : at[i] + lengths[i]] = 0
-            for number, content in self._contents(rows.blobs, unpack):
-                found = np.frombuffer(content, np.uint8)
-                for i in order[borders[number] : borders[number + 1]]:
-                    into[at[i] : at[i] + lengths[i]] = found[inside[i] : inside[i] + lengths[i]]
-        into[position:] = 0
+        def unpack(number: int, pack: Pack, slot: int, stored: memoryview) -> memoryview:
+            if pack.flags[slot] & PACKED:
+                return decode(pack, slot, stored)
+            return _unchecked(pack, slot, stored, int(wanted[number + 1]))
+
+        for i in order[: borders[0]]:
+            into[at[i] : at[i] + lengths[i]] = 0
+        for number, content in self._contents(rows.blobs, unpack):
+            found = np.frombuffer(content, np.uint8)
+            for i in order[borders[number] : borders[number + 1]]:
+                into[at[i] : at[i] + lengths[i]] = found[inside[i] : inside[i] + lengths[i]]
 
     def undecided(self, held: Sequence[Piece]) -> list[tuple[int, int]]:
         """Implements `workers.point.Digested`. Only packs' trailers are read; what shares a blob is left undecided."""
