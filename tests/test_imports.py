@@ -10,7 +10,7 @@ import pytest
 from tests import repository
 
 #: what every part of workers/ shares; they know only one another
-SHARED = {"models", "errors", "extents", "point", "settings", "faults"}
+SHARED = {"models", "errors", "extents", "point", "gather", "settings", "faults"}
 #: decide, and do nothing: `now` and everything else are arguments
 PURE = {
     "plan", "policy", "retention", "due", "extents", "membership", "destination", "quarantine", "approval", "state",
