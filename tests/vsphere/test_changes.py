@@ -6,7 +6,14 @@ import pytest
 from pyVmomi import vim
 
 from tests.vsphere.conftest import MIB, Simulator
-from workers.errors import ChangeTrackingUnusable, NotFound, SnapshotLost, Transient, VcenterUnreachable
+from workers.errors import (
+    ChangeTrackingUnusable,
+    NotFound,
+    SnapshotLost,
+    Transient,
+    UnderstudyError,
+    VcenterUnreachable,
+)
 from workers.extents import Extents
 from workers.models import Disk
 from workers.vsphere import changes, inventory, power, snapshots
@@ -215,6 +222,21 @@ def test_enable_says_why_not(session: Session, make_vm: Any) -> None:
     session.vm(template).MarkAsTemplate()
     with pytest.raises(ChangeTrackingUnusable, match="is a template"):
         changes.enable(session, inventory.vm_state(session, template))
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_what_vcenter_refuses_while_looking_for_left_overs_is_said(
+    simulator: Simulator, session: Session, tracked: str, number: int
+) -> None:
+    """Whichever of the reads it is, and one that comes too late for any."""
+    simulator.rule("RetrievePropertiesEx", Skip=number, Fault="SystemError")
+    try:
+        changes.tidy(session, tracked)
+    except UnderstudyError as err:
+        assert tracked in str(err) and "Injected fault" in str(err)
+    else:
+        assert number > 1
+    simulator.control(Clear=True)
 
 
 def test_enable_goes_on_where_a_worker_died(simulator: Simulator, session: Session, make_vm: Any) -> None:

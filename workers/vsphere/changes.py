@@ -119,6 +119,7 @@ def tidy(s: Session, moref: str, *, wait: float = WAIT) -> None:
     """Remove the throw-away snapshot of a worker that died between the two halves of `enable`'s cycle."""
     with refused_to(f"read the VM {moref} ({s})"):
         s.settle(s.vm(moref), wait)  # it may be still on the way
-    for node in snapshots.tree(s, moref):
+        found = snapshots.tree(s, moref)
+    for node in found:
         if node.name == _THROW_AWAY:
             snapshots.remove(s, moref, node.moref, wait=wait)
